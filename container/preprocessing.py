@@ -1,0 +1,190 @@
+"""Photo bytes -> array: the one function of evaluation in training and of serving.
+
+A photo is decoded (large JPEGs at a reduced DCT scale), its centre is resized in one step to the network's input,
+its EXIF orientation is applied, and its channels are normalised. Training's random transforms start from the
+same decoder, `open_photo`.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from container.errors import ArtifactError, PhotoError, PhotoTooLargeError
+
+Float32Array = npt.NDArray[np.float32]
+
+# Formats outside this list are never handed to a decoder. (MPO, which many phones write as .jpg, opens as JPEG.)
+FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+# 64 megapixels take 256 MB as RGBA: what a 1 GB serverless container can still decode.
+MAX_PIXELS: Final = 64_000_000
+
+_INTERPOLATIONS: Final = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+_ORIENTATION_TAG: Final = 0x0112
+_ORIENTATIONS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How a photo becomes the network's input; stored in the manifest, so that serving has no constant of its own.
+
+    The centre square of `crop_size / resize_size` of the photo's shorter side becomes crop_size x crop_size pixels:
+    torchvision's Resize(resize_size) and CenterCrop(crop_size) in one step. `mean` and `std` are per channel
+    (R, G, B) of values in 0 … 1; the defaults are those of torchvision's ImageNet weights.
+    """
+
+    resize_size: int = 256
+    crop_size: int = 224
+    interpolation: str = "bilinear"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @classmethod
+    def for_image_size(cls, image_size: int) -> Preprocessing:
+        """Keep ImageNet's usual ratio of 256 to 224 at other input sizes."""
+        return cls(resize_size=round(image_size * 256 / 224), crop_size=image_size)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Preprocessing:
+        """Raises ArtifactError for keys or values that this version cannot follow exactly."""
+        try:
+            spec = cls(**{**value, "mean": _triple(value["mean"]), "std": _triple(value["std"])})
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"manifest.json: 'preprocessing' cannot be read ({error}): {dict(value)}") from error
+        if spec.interpolation not in _INTERPOLATIONS or not 1 <= spec.crop_size <= spec.resize_size:
+            raise ArtifactError(f"manifest.json: 'preprocessing' holds values out of range: {dict(value)}")
+        return spec
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+def preprocess(data: bytes, spec: Preprocessing) -> Float32Array:
+    """Turn a photo's bytes into a normalised array of shape (3, crop_size, crop_size).
+
+    Raises PhotoError for bytes that are no readable photo, PhotoTooLargeError for too many pixels.
+    """
+    photo = open_photo(data, min_side=spec.resize_size)
+    return normalise(centre_square(photo, spec), spec)
+
+
+def open_photo(data: bytes, *, min_side: int) -> Image.Image:
+    """Decode a photo to RGB or L, its orientation not yet applied (see `upright`).
+
+    JPEGs are decoded at the smallest DCT scale (1/2, 1/4, 1/8) that leaves the shorter side at `min_side` pixels or
+    more. Transparent pixels are shown on white, 16-bit greys are scaled to 8 bits, animations give their first frame.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels are what counts here.
+            file = Image.open(io.BytesIO(data), formats=FORMATS)
+            _check_pixels(file)
+            file.draft(None, _draft_size(file, min_side))
+            file.load()
+            orientation = _orientation(file)
+            photo = _to_rgb(file)
+    except PhotoError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise PhotoTooLargeError(f"the photo has more than {MAX_PIXELS:,} pixels; scale it down") from error
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others.
+        raise PhotoError(_unreadable(data, error)) from error
+    photo.info = {"orientation": orientation}
+    return photo
+
+
+def _check_pixels(photo: Image.Image) -> None:
+    width, height = photo.size
+    if width * height > MAX_PIXELS:
+        raise PhotoTooLargeError(
+            f"the photo has {width} x {height} pixels; at most {MAX_PIXELS:,} are decoded; scale it down"
+        )
+
+
+def _draft_size(photo: Image.Image, min_side: int) -> tuple[int, int]:
+    # Pillow decodes at the largest reduction that still gives at least this size, in both directions.
+    width, height = photo.size
+    scale = min_side / min(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _orientation(photo: Image.Image) -> int:
+    try:
+        return int(photo.getexif().get(_ORIENTATION_TAG, 1))
+    except (OSError, SyntaxError, ValueError, TypeError, struct.error):
+        return 1  # A photo with broken metadata is still a photo: viewers show it as it lies.
+
+
+def _to_rgb(photo: Image.Image) -> Image.Image:
+    if photo.mode in ("RGB", "L"):
+        return photo
+    if photo.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(photo) >> 8).astype(np.uint8))
+    if photo.mode in ("I", "F"):
+        raise PhotoError(f"the photo has 32-bit pixels (mode {photo.mode}); save it with 8 or 16 bits a channel")
+    if photo.has_transparency_data:
+        photo = photo.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB")
+    return photo.convert("RGB")
+
+
+def _unreadable(data: bytes, error: Exception) -> str:
+    if not data:
+        return "the photo is empty (0 bytes)"
+    if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypavif"):
+        return "HEIC and AVIF photos are not read; send JPEG, PNG or WebP"
+    if isinstance(error, UnidentifiedImageError):
+        return f"the {len(data)} bytes are not a photo in a format that is read ({', '.join(FORMATS)})"
+    return f"the photo is damaged or truncated: {error}"
+
+
+def upright(photo: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation that `open_photo` found; cheap on a small image, so it comes after the resize."""
+    transpose = _ORIENTATIONS.get(photo.info.get("orientation", 1))
+    return photo if transpose is None else photo.transpose(transpose)
+
+
+def centre_square(photo: Image.Image, spec: Preprocessing) -> Image.Image:
+    """Resize the photo's centre to crop_size x crop_size, upright, RGB."""
+    width, height = photo.size
+    side = min(width, height) * spec.crop_size / spec.resize_size
+    left, top = (width - side) / 2, (height - side) / 2
+    square = photo.resize(
+        (spec.crop_size, spec.crop_size),
+        _INTERPOLATIONS[spec.interpolation],
+        box=(left, top, left + side, top + side),
+    )
+    square.info = dict(photo.info)
+    return upright(square).convert("RGB")
+
+
+def normalise(square: Image.Image, spec: Preprocessing) -> Float32Array:
+    """RGB pixels in 0 … 255 -> float32 (3, height, width), `(value / 255 - mean) / std`."""
+    scale = 1 / (255 * np.asarray(spec.std, np.float32))
+    offset = -np.asarray(spec.mean, np.float32) / np.asarray(spec.std, np.float32)
+    pixels = np.asarray(square, np.float32) * scale.astype(np.float32) + offset
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))

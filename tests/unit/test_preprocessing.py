@@ -1,0 +1,97 @@
+"""Photo bytes -> array."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from container.errors import ArtifactError, PhotoError, PhotoTooLargeError
+from container.preprocessing import MAX_PIXELS, Preprocessing, open_photo, preprocess
+from tests.support import encoded, odd_photos, picture
+
+SPEC = Preprocessing.for_image_size(64)
+
+
+@pytest.mark.parametrize("name", odd_photos())
+def test_every_kind_of_photo_becomes_a_normalised_array(name: str) -> None:
+    array = preprocess(odd_photos()[name], SPEC)
+    assert array.shape == (3, 64, 64)
+    assert array.dtype == np.float32
+    assert np.isfinite(array).all()
+    assert array.std() > 0.1
+
+
+def test_equals_resize_then_centre_crop_where_neither_needs_to_round() -> None:
+    spec = Preprocessing(resize_size=80, crop_size=64)
+    photo = picture(600, 400)
+    resized = photo.resize((120, 80), Image.Resampling.BILINEAR)
+    usual = np.asarray(resized.crop((28, 8, 92, 72)), np.float32) / 255
+    ours = preprocess(encoded(photo), spec).transpose(1, 2, 0) * spec.std + spec.mean
+    assert np.abs(ours - usual).max() < 2 / 255
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_exactly(orientation: int) -> None:
+    photo = picture(121, 90)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    tagged = encoded(photo, exif=exif.tobytes())
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(tagged)))
+    upright.info = {}
+    np.testing.assert_allclose(preprocess(tagged, SPEC), preprocess(encoded(upright), SPEC), atol=0.02)
+
+
+def test_large_jpegs_are_decoded_at_a_reduced_scale() -> None:
+    photo = open_photo(encoded(picture(4000, 3000), "JPEG"), min_side=256)
+    assert photo.size == (500, 375)
+
+
+def test_transparent_pixels_are_shown_on_white() -> None:
+    clear = Image.new("RGBA", (50, 50), (255, 0, 0, 0))
+    assert open_photo(encoded(clear), min_side=1).getpixel((25, 25)) == (255, 255, 255)
+
+
+def test_sixteen_bit_greys_keep_their_brightness() -> None:
+    grey = Image.fromarray(np.full((20, 20), 0x80FF, np.uint16))
+    assert open_photo(encoded(grey), min_side=1).getpixel((5, 5)) == 0x80
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "empty"),
+        (b"GIF89a" + b"\0" * 20, "photo"),
+        (b"hello, world", "not a photo in a format that is read"),
+        (encoded(picture(), "JPEG")[:800], "damaged or truncated"),
+        (b"\0\0\0\x18ftypheic" + b"\0" * 40, "HEIC"),
+        (encoded(Image.new("F", (9, 9), 0.5), "TIFF"), "32-bit"),
+    ],
+)
+def test_what_is_no_photo_is_said_in_a_sentence(data: bytes, message: str) -> None:
+    with pytest.raises(PhotoError, match=message):
+        preprocess(data, SPEC)
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    png = bytearray(encoded(picture()))
+    png[16:29] = header
+    png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
+    with pytest.raises(PhotoTooLargeError, match=f"{MAX_PIXELS:,}"):
+        preprocess(bytes(png), SPEC)
+
+
+def test_broken_metadata_does_not_cost_the_photo() -> None:
+    whole = encoded(picture(), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff garbage")
+    assert preprocess(whole, SPEC).shape == (3, 64, 64)
+
+
+def test_preprocessing_survives_json() -> None:
+    assert Preprocessing.from_json(SPEC.to_json()) == SPEC
+    with pytest.raises(ArtifactError, match="interpolation"):
+        Preprocessing.from_json({**SPEC.to_json(), "interpolation": "nearest-ish"})
