@@ -57,7 +57,7 @@ def test_one_folder_too_many_in_the_archive_is_forgiven(tmp_path: Path) -> None:
 
 def test_a_missing_manifest_names_what_was_found(tmp_path: Path) -> None:
     (tmp_path / "model.pth").write_bytes(b"")
-    with pytest.raises(ArtifactError, match="found: model.pth"):
+    with pytest.raises(ArtifactError, match=r"found: model\.pth"):
         load_manifest(tmp_path)
     with pytest.raises(ArtifactError, match="no model folder"):
         load_manifest(tmp_path / "absent")
