@@ -100,7 +100,7 @@ def fit_head(
         found = answers(head, validation)
         rate = len(training.labels) / seconds
         epoch = Epoch(number, loss, accuracy, found.loss, found.accuracy, rate, seconds)
-        outcome.record(epoch, lambda: _whole(model, head))
+        outcome.record(epoch, lambda: _whole(model, head), found)
         if world.leads:
             print_epoch(epoch, outcome, config=config)
         if world.any(STOP.requested())[0] or (config.patience and outcome.epochs_since_best >= config.patience):
@@ -111,7 +111,7 @@ def fit_head(
 
 def warm_up_head(
     model: ResNet, training: Features, validation: Features, config: TrainConfig, *, weights: Tensor, world: World
-) -> tuple[Epoch, dict[str, Tensor]]:
+) -> tuple[Epoch, dict[str, Tensor], Predictions]:
     """Fit the head before all layers learn; its figures count as epoch 0."""
     started = time.perf_counter()
     head = nn.Linear(model.fc.in_features, model.fc.out_features)
@@ -123,7 +123,7 @@ def warm_up_head(
     seconds = time.perf_counter() - started
     world.say(f"head alone: validation loss {found.loss:.4f}, accuracy {found.accuracy:.4f}; {seconds:.1f} s")
     rate = epochs * len(training.labels) / seconds
-    return Epoch(0, loss, accuracy, found.loss, found.accuracy, rate, seconds), _whole(model, head)
+    return Epoch(0, loss, accuracy, found.loss, found.accuracy, rate, seconds), _whole(model, head), found
 
 
 class _HeadFit:

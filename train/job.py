@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -17,9 +16,11 @@ from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
 from container import contract
+from container.artifact import Manifest
 from container.contract import SageMakerPaths
 from container.preprocessing import Float32Array, Preprocessing, preprocess
-from train.channels import Channels, Photo, PhotoSets, find_channels, list_photos, split_validation, without
+from train.calibration import calibrate
+from train.channels import Channels, Photo, find_channels
 from train.checkpoint import discard_staged
 from train.config import TrainConfig
 from train.data import (
@@ -28,15 +29,17 @@ from train.data import (
     TrainingBatches,
     TrainingPhotos,
     evaluation_loader,
-    find_unreadable,
     training_loader,
 )
 from train.distributed import ALONE, World
-from train.export import export
+from train.export import build_network, write_artifact
 from train.head import Features, extract, fit_head, warm_up_head
-from train.loop import Outcome, Predictions, Setting, Trainer, predict, report
-from train.model import build_resnet, load_pretrained
+from train.loop import Outcome, Predictions, Setting, Trainer, predict
+from train.model import build_resnet, load_pretrained, quiet_branches
+from train.quantization import LEAST_PHOTOS, answers, judge, quantize
 from train.recipe import class_weights
+from train.results import Results
+from train.sets import ROLES, JobSets, open_photo_sets
 from train.stop import STOP
 from train.workers import worker_count
 
@@ -51,15 +54,13 @@ _INCIDENTAL: Final = (
 def run_job(paths: SageMakerPaths, config: TrainConfig, world: World = ALONE) -> None:
     """Train and leave an artifact in the model folder. Raises KennelError, or Stopped before anything can be saved."""
     channels = find_channels(paths)
-    sets = open_photo_sets(channels, seed=config.seed)
+    sets = open_photo_sets(channels, seed=config.seed, world=world)
     job = Job(paths=paths, config=config, world=world, sets=sets, spec=Preprocessing.for_image_size(config.image_size))
     model = build_model(job, channels)
     announce(job)
     outcome = train_network(model.to(world.device), job)
     model.load_state_dict(outcome.state)
-    metrics = final_metrics(model, outcome, job)
-    if world.leads:
-        save(model, job, metrics)
+    finish(model, outcome, job)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +70,19 @@ class Job:
     paths: SageMakerPaths
     config: TrainConfig
     world: World
-    sets: PhotoSets
+    sets: JobSets
     spec: Preprocessing
 
     @property
     def workers(self) -> int:
         """Loader processes; evaluation's batches are the largest, float32 of three channels."""
         batch_bytes = self.config.batch_size * 3 * self.spec.crop_size**2 * 4
-        return worker_count(self.config.workers, batch_bytes=batch_bytes, cuda=self.world.device.type == "cuda")
+        return worker_count(
+            self.config.workers,
+            batch_bytes=batch_bytes,
+            cuda=self.world.device.type == "cuda",
+            processes=self.world.local_size,
+        )
 
     @property
     def checkpoints(self) -> Path | None:
@@ -84,42 +90,36 @@ class Job:
         return self.paths.checkpoints if self.paths.checkpoints.is_dir() else None
 
     @property
+    def batchnorm_frozen(self) -> bool:
+        """BatchNorm keeps pretrained statistics; and between processes on CPUs, where torch cannot synchronise it."""
+        return self.config.pretrained or (self.world.size > 1 and self.world.device.type == "cpu")
+
+    @property
     def fingerprint(self) -> str:
         """What a checkpoint must have been computed from to be gone on with."""
         settings = {name: value for name, value in self.config.to_json().items() if name not in _INCIDENTAL}
-        photos = [f"{photo.label}/{photo.path.name}" for photo in (*self.sets.training, *self.sets.validation)]
-        described = json.dumps([settings, self.sets.class_names, photos, self.world.size])
+        photos = [f"{role}/{photo.label}/{photo.path.name}" for role in ROLES for photo in self.sets.own(role)]
+        described = json.dumps([settings, self.sets.class_names, self.world.gather(photos)])
         return hashlib.sha256(described.encode()).hexdigest()[:16]
 
     def validate(self, model: nn.Module) -> Predictions:
-        return self.predict(model, self.sets.validation)
+        return self.predict(model, "validation")
 
-    def predict(self, model: nn.Module, photos: Sequence[Photo]) -> Predictions:
-        """Every photo once, shared between the processes."""
-        own = self.own(photos)
+    def predict(self, model: nn.Module, role: str) -> Predictions:
+        """Every photo of the role once, shared between the processes."""
+        own = self.sets.own(role)
         loader = evaluation_loader(
             EvaluationPhotos(own, self.spec), batch_size=self.config.batch_size, workers=min(self.workers, len(own))
         )
         return predict(model, loader, Normaliser(self.spec, self.world.device), world=self.world)
-
-    def own(self, photos: Sequence[Photo]) -> Sequence[Photo]:
-        """This process's share."""
-        return photos[self.world.rank :: self.world.size]
-
-
-def open_photo_sets(channels: Channels, *, seed: int) -> PhotoSets:
-    """List the photos, leave out those that cannot be read, each with a warning, and hold out a validation set."""
-    listed = list_photos(channels)
-    unreadable = find_unreadable([photo.path for photo in (*listed.training, *listed.validation, *listed.test)])
-    for path, reason in unreadable.items():
-        print(f"warning: {path} is left out: {reason}", flush=True)
-    return split_validation(without(listed, unreadable), seed=seed)
 
 
 def build_model(job: Job, channels: Channels) -> ResNet:
     """The network, its fresh layers drawn from the seed."""
     torch.manual_seed(job.config.seed)
     model = build_resnet(job.config.architecture, len(job.sets.class_names))
+    if not job.config.pretrained and job.batchnorm_frozen:
+        quiet_branches(model)
     if job.config.pretrained:
         source = load_pretrained(model, job.config.architecture, channel=channels.pretrained)
         job.world.say(f"pretrained weights from {source}")
@@ -128,19 +128,17 @@ def build_model(job: Job, channels: Channels) -> ResNet:
 
 def announce(job: Job) -> None:
     sets = job.sets
+    training, validation, test = (sets.count(role) for role in ROLES)
     job.world.say(
         f"training {job.config.architecture} ({job.config.plan}) in {job.world.size} process(es) on "
-        f"{job.world.device.type}: {len(sets.class_names)} classes, {len(sets.training)} training, "
-        f"{len(sets.validation)} validation and {len(sets.test)} test photos"
+        f"{job.world.device.type}: {len(sets.class_names)} classes, {training} training, "
+        f"{validation} validation and {test} test photos"
     )
 
 
 def train_network(model: ResNet, job: Job) -> Outcome:
     """Follow the strategy."""
-    counts = Counter(photo.label for photo in job.sets.training)
-    weights = class_weights(
-        [counts[label] for label in range(len(job.sets.class_names))], balanced=job.config.class_weights
-    )
+    weights = class_weights(job.sets.class_counts(), balanced=job.config.class_weights)
     if job.config.plan == "head":
         training, validation = features_of(model, job)
         return fit_head(model, training, validation, job.config, weights=weights, world=job.world)
@@ -155,19 +153,24 @@ def train_network(model: ResNet, job: Job) -> Outcome:
 
 def features_of(model: ResNet, job: Job) -> tuple[Features, Features]:
     training, validation = (
-        extract(model, job.own(photos), job.spec, workers=job.workers, world=job.world)
-        for photos in (job.sets.training, job.sets.validation)
+        extract(model, job.sets.own(role), job.spec, workers=job.workers, world=job.world)
+        for role in ("training", "validation")
     )
     return training, validation
 
 
 def setting_of(job: Job, weights: Tensor) -> Setting:
-    config, sets, world = job.config, job.sets, job.world
-    batches = TrainingBatches(len(sets.training), batch_size=config.batch_size, seed=config.seed, world=world)
-    photos = TrainingPhotos(sets.training, job.spec, seed=config.seed, flip=config.flip, randaugment=config.randaugment)
+    config, world, shards = job.config, job.world, job.sets.shards
+    # Where each process has photos of its own, it draws from them alone, and numbers them after those before it.
+    photos = job.sets.own("training") if shards else job.sets.photos.training
+    first = sum(shards[: world.rank]) if shards else 0
+    batches = TrainingBatches(len(photos), batch_size=config.batch_size, seed=config.seed, world=world, shards=shards)
+    dataset = TrainingPhotos(
+        photos, job.spec, seed=config.seed, flip=config.flip, randaugment=config.randaugment, first=first
+    )
     return Setting(
         config=config,
-        loader=training_loader(photos, batches, workers=job.workers, pin_memory=world.device.type == "cuda"),
+        loader=training_loader(dataset, batches, workers=job.workers, pin_memory=world.device.type == "cuda"),
         batches=batches,
         validate=job.validate,
         normalise=Normaliser(job.spec, world.device),
@@ -175,43 +178,67 @@ def setting_of(job: Job, weights: Tensor) -> Setting:
         world=world,
         checkpoints=job.checkpoints,
         fingerprint=job.fingerprint,
-        batchnorm_frozen=config.pretrained or (world.size > 1 and world.device.type == "cpu"),
+        batchnorm_frozen=job.batchnorm_frozen,
     )
 
 
-def final_metrics(model: ResNet, outcome: Outcome, job: Job) -> dict[str, float]:
-    """Figures of the weights that are kept: validation's, and test's where there is such a channel."""
-    best = outcome.best
-    if best is None:
+def finish(model: ResNet, outcome: Outcome, job: Job) -> None:
+    """Test, quantise, calibrate and save the weights that are kept (rank 0 the last three)."""
+    found = outcome.found
+    if found is None and outcome.best is not None:
+        found = job.predict(model, "validation")
+    test = None
+    if outcome.best is not None and job.sets.count("test") and not job.world.any(STOP.requested())[0]:
+        test = job.predict(model, "test")
+        job.world.say(contract.TEST_LOSS.line(test.loss))
+        job.world.say(contract.TEST_ACCURACY.line(test.accuracy))
+    if outcome.best is None:
         job.world.say(f"stopped after {outcome.steps} step(s) of the first epoch: weights are saved unvalidated")
-        return {}
-    metrics = {
-        contract.VALIDATION_LOSS.name: best.validation_loss,
-        contract.VALIDATION_ACCURACY.name: best.validation_accuracy,
-        "epoch": float(best.number),
-    }
-    if job.sets.test and not job.world.any(STOP.requested())[0]:
-        found = job.predict(model, job.sets.test)
-        for metric, value in ((contract.TEST_LOSS, found.loss), (contract.TEST_ACCURACY, found.accuracy)):
-            if job.world.leads:
-                report(metric, value)
-            metrics[metric.name] = value
-    return metrics
+    if job.world.leads:
+        save(model, job, Results(outcome=outcome, validation=found, test=test))
 
 
-def save(model: ResNet, job: Job, metrics: dict[str, float]) -> None:
+def save(model: ResNet, job: Job, results: Results) -> None:
     started = time.perf_counter()
-    manifest = export(
-        model,
-        job.config,
-        job.paths.model,
-        class_names=job.sets.class_names,
-        spec=job.spec,
-        samples=sample_inputs(job.sets.validation, job.spec),
-        metrics=metrics,
-    )
+    photos = job.sets.photos
+    samples = sample_inputs(photos.validation or photos.training, job.spec)
+    network = build_network(model, image_size=job.spec.crop_size, samples=samples)
+    results = prove_int8(network, job, results)
+    if results.shipped is not None:
+        results = replace(results, calibration=calibrate(results.shipped, coverage=job.config.coverage))
+    manifest = write_artifact(job.paths.model, model, results.networks(network), draft_manifest(job, results))
     seconds = time.perf_counter() - started
     print(f"saved {job.paths.model} (version {manifest.version}) in {seconds:.1f} s", flush=True)
+
+
+def prove_int8(network: bytes, job: Job, results: Results) -> Results:
+    """Make int8 and compare it with float32 on this host's validation photos, if that is wanted and can tell."""
+    always = job.config.quantize == "always"
+    photos = job.sets.photos.validation
+    if job.config.quantize == "never" or STOP.requested() or results.validation is None:
+        return results
+    if len(photos) < LEAST_PHOTOS and not always:
+        print(f"float32 is served: {len(photos)} validation photos are too few to judge int8 by", flush=True)
+        return results
+    int8 = quantize(network, job.sets.photos.training, job.spec)
+    exact, rounded = (answers(engine, photos, job.spec) for engine in (network, int8))
+    verdict = judge(rounded, exact, max_drop_points=job.config.max_accuracy_drop, always=always)
+    print(f"{'int8' if verdict.ships else 'float32'} is served: {verdict.reason}", flush=True)
+    return replace(results, verdict=verdict, int8=int8, int8_answers=rounded)
+
+
+def draft_manifest(job: Job, results: Results) -> Manifest:
+    calibration = results.calibration
+    return Manifest(
+        architecture=job.config.architecture,
+        class_names=job.sets.class_names,
+        preprocessing=job.spec,
+        top_k=job.config.top_k,
+        temperature=calibration.temperature if calibration else 1.0,
+        confidence_threshold=calibration.threshold if calibration else None,
+        metrics=results.metrics(),
+        hyperparameters=job.config.to_json(),
+    )
 
 
 def sample_inputs(photos: Sequence[Photo], spec: Preprocessing) -> Float32Array:

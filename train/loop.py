@@ -87,15 +87,16 @@ class Outcome:
     """What a phase of training leaves: the weights to keep, on the CPU, and what is known of them."""
 
     state: State = field(default_factory=dict)
+    found: Predictions | None = None  # Validation's answers with these weights, where they are at hand.
     epochs: list[Epoch] = field(default_factory=list)
     best: Epoch | None = None
     steps: int = 0
 
-    def record(self, epoch: Epoch, weights: Callable[[], State]) -> None:
-        """Add an epoch, and keep its weights if they are the best so far."""
+    def record(self, epoch: Epoch, weights: Callable[[], State], found: Predictions) -> None:
+        """Add an epoch, and keep its weights and answers if they are the best so far."""
         self.epochs.append(epoch)
         if epoch.better_than(self.best):
-            self.best, self.state = epoch, weights()
+            self.best, self.state, self.found = epoch, weights(), found
 
     @property
     def epochs_since_best(self) -> int:
@@ -141,11 +142,11 @@ class Trainer:
 
     # The run ------------------------------------------------------------------------------------------------
 
-    def start_from(self, epoch: Epoch, weights: State) -> None:
+    def start_from(self, epoch: Epoch, weights: State, found: Predictions) -> None:
         """Begin with these weights, and let what comes compete with their figures."""
         self.model.load_state_dict(weights)
         self.ema.model.load_state_dict(weights)
-        self.outcome.record(epoch, lambda: weights)
+        self.outcome.record(epoch, lambda: weights, found)
 
     def fit(self) -> Outcome:
         """Train to the last epoch, until patience ends, or until the job is asked to stop."""
@@ -181,7 +182,7 @@ class Trainer:
         epoch = Epoch(
             self.epoch, loss / count, correct / count, found.loss, found.accuracy, rate, seconds, waiting / seconds
         )
-        self.outcome.record(epoch, self._weights)
+        self.outcome.record(epoch, self._weights, found)
         if self.world.leads:
             print_epoch(epoch, self.outcome, config=self.setting.config)
         self.epoch, self.step_in_epoch, self.sums = self.epoch + 1, 0, torch.zeros(3, dtype=torch.float64)
@@ -302,7 +303,7 @@ class Trainer:
         self.sums = torch.tensor(figures["sums"], dtype=torch.float64) * self.world.leads
         epochs = [Epoch(**entry) for entry in figures["epochs"]]
         best = next((epoch for epoch in epochs if epoch.number == figures["best"]), None)
-        self.outcome = Outcome(_part(tensors, "best."), epochs, best, figures["steps"])
+        self.outcome = Outcome(_part(tensors, "best."), None, epochs, best, figures["steps"])
         STOP.hold()
         self.world.say(f"resumed in epoch {self.epoch} after {self.outcome.steps} step(s)")
         return True
@@ -326,7 +327,7 @@ def _parallel(model: nn.Module, world: World) -> nn.Module:
     if world.device.type == "cuda":
         synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return DistributedDataParallel(synchronised, device_ids=[world.local_rank])
-    return DistributedDataParallel(model, broadcast_buffers=False)
+    return DistributedDataParallel(model, forward_sync_buffers=False)
 
 
 class Clock:

@@ -18,8 +18,9 @@ from train.checkpoint import Checkpoint, discard_staged, load_newest, save_check
 from train.config import TrainConfig
 from train.distributed import ALONE
 from train.job import Job, setting_of
-from train.loop import Outcome, Trainer
+from train.loop import Epoch, Outcome, Trainer
 from train.model import build_resnet
+from train.sets import JobSets
 from train.stop import STOP
 
 CONFIG = TrainConfig(
@@ -49,7 +50,13 @@ def job(base: Path, config: TrainConfig = CONFIG) -> Job:
     if not paths.channel("training").exists():
         write_digits(paths.channel("training"), per_class=14)
     sets = split_validation(list_photos(Channels(training=paths.channel("training"))), seed=0)
-    return Job(paths=paths, config=config, world=ALONE, sets=sets, spec=Preprocessing.for_image_size(32))
+    return Job(
+        paths=paths,
+        config=config,
+        world=ALONE,
+        sets=JobSets(photos=sets, world=ALONE),
+        spec=Preprocessing.for_image_size(32),
+    )
 
 
 def run(work: Job, *, stop_after: int | None = None) -> tuple[Outcome, bool]:
@@ -72,12 +79,15 @@ def run(work: Job, *, stop_after: int | None = None) -> tuple[Outcome, bool]:
     return outcome, resumed
 
 
+def timeless(epoch: Epoch) -> Epoch:
+    return dataclasses.replace(epoch, images_per_second=0, seconds=0, waiting=0)
+
+
 def assert_same(one: Outcome, two: Outcome) -> None:
     for name, value in one.state.items():
         assert torch.equal(value, two.state[name]), name
     for mine, theirs in zip(one.epochs, two.epochs, strict=True):
-        timeless = {"images_per_second": 0.0, "seconds": 0.0, "waiting": 0.0}
-        assert dataclasses.replace(mine, **timeless) == dataclasses.replace(theirs, **timeless)
+        assert timeless(mine) == timeless(theirs)
 
 
 def test_a_job_stopped_anywhere_ends_bit_for_bit_as_if_it_had_not_been(tmp_path: Path) -> None:
