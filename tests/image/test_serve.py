@@ -128,10 +128,11 @@ def test_a6_56_sigterm_answers_what_is_in_flight(engine: Engine, artifact: Path)
         assert [caller.recv(12) for caller in callers] == [b"HTTP/1.1 200"] * 8
 
 
-def worker_pids(server: Server) -> list[str]:
-    """Processes that hold the engine's library, seen from inside (the image ships no ps)."""
-    script = "for p in /proc/[0-9]*; do grep -q onnxruntime $p/maps 2>/dev/null && echo ${p#/proc/}; done"
-    return server.container.exec("bash", "-c", script).stdout.split()
+def worker_pids(server: Server) -> set[str]:
+    """Processes that run the worker program, without the one that forks them (the image ships no ps)."""
+    script = "for p in /proc/[0-9]*; do grep -q serve/worker.py $p/cmdline && cut -d' ' -f1,4 $p/stat; done 2>/dev/null"
+    parents = dict(line.split() for line in server.container.exec("bash", "-c", script).stdout.splitlines())
+    return {pid for pid, parent in parents.items() if parent in parents}
 
 
 def test_a6_53_a_killed_worker_comes_back(engine: Engine, artifact: Path) -> None:
@@ -142,7 +143,7 @@ def test_a6_53_a_killed_worker_comes_back(engine: Engine, artifact: Path) -> Non
         wait_until(lambda: server.ping() == 503, timeout_s=10, what="an honest /ping")
         wait_until(lambda: server.ping() == 200, timeout_s=60, what="new workers")
         assert server.post(encoded(picture())).status_code == 200
-        assert not set(before) & set(worker_pids(server))
+        assert not before & worker_pids(server)
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "altered"])
