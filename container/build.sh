@@ -41,7 +41,7 @@ ensure_base() {
     "$ENGINE" pull "$BASE" >&2 && return 0
     [ "$BASE" = debian:bookworm-slim ] || fail "the base image $BASE cannot be pulled"
     [ "$(id -u)" -eq 0 ] || fail "$BASE cannot be pulled, and making it from Debian's packages takes root"
-    command -v debootstrap >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends debootstrap; } >&2
+    command -v debootstrap >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends debootstrap; } >/dev/null
     say "no image registry answers: making $BASE from Debian's packages"
     folder=$(mktemp -d)
     trap 'rm -rf "$folder"' EXIT

@@ -71,7 +71,7 @@ install_docker() {
     else
         say "no container engine was found; installing docker.io from the distribution"
     fi
-    { apt-get update -qq && apt-get install -y -qq --no-install-recommends docker.io; } >&2
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends docker.io; } >/dev/null
 }
 
 case ${1:-} in

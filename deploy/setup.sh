@@ -28,7 +28,7 @@ find_python() {
 install_python() {
     if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
         say "installing Python 3.11 from the distribution"
-        { apt-get update -qq && apt-get install -y -qq --no-install-recommends python3.11 python3.11-venv; } >&2 || true
+        { apt-get update -qq && apt-get install -y -qq --no-install-recommends python3.11 python3.11-venv; } >/dev/null || true
         find_python && return 0
     fi
     say "no Python 3.11 from the distribution: installing it with uv"
