@@ -37,7 +37,8 @@ _PAGE_POLICY: Final = (
 class Context(Protocol):
     """What is used of Lambda's context object."""
 
-    aws_request_id: str
+    @property
+    def aws_request_id(self) -> str: ...
 
     def get_remaining_time_in_millis(self) -> int: ...
 

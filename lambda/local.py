@@ -113,7 +113,7 @@ def web_server(port: int, answer: Answerer) -> ThreadingHTTPServer:
             body = self.rfile.read(int(length))
             self._reply(answer(function_url_event(self.command, self.path, dict(self.headers), body)))
 
-        do_GET = do_HEAD = do_OPTIONS = do_PUT = do_DELETE = do_POST  # noqa: N815 - http.server's names
+        do_GET = do_HEAD = do_OPTIONS = do_PUT = do_DELETE = do_POST
 
         def _reply(self, response: Mapping[str, Any]) -> None:
             text = response["body"]
