@@ -112,7 +112,8 @@ class Fetcher:
         host = target.hostname or ""
         with self._line(host, deadline) as line, _cut_off_at(deadline, line):
             connection = http.client.HTTPSConnection(host)
-            connection.sock = self.tls().wrap_socket(line, server_hostname=host)
+            # A line that is cut must not look like a body's end.
+            connection.sock = self.tls().wrap_socket(line, server_hostname=host, suppress_ragged_eofs=False)
             with connection.sock:
                 headers = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "kennel-classify"}
                 connection.request("GET", _path(target), headers=headers)
