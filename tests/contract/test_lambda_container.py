@@ -1,0 +1,119 @@
+"""From the caller through the real function to a real server (HAProxy, MMS, ONNX Runtime), and back."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import local
+from classify import Application
+from deploy.lambda_zip import build
+from tests.containers import Engine
+from tests.lambda_runtime import SECRETS, Function, RuntimeStandIn, event, forward, function
+from tests.serving import running_server, write_artifact
+from tests.support import encoded, free_port, odd_photos, picture, wait_until
+
+
+@pytest.fixture(scope="module", params=["host", pytest.param("image", marks=pytest.mark.image)])
+def address(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """host:port of a server with a tiny artifact: run here, and in the image."""
+    base = tmp_path_factory.mktemp("opt-ml")
+    write_artifact(base / "model")
+    if request.param == "host":
+        with running_server(base) as server:
+            yield f"127.0.0.1:{server.port}"
+        return
+    engine: Engine = request.getfixturevalue("engine")
+    port = free_port()
+    mount = f"{base / 'model'}:/opt/ml/model:ro"
+    with engine.started("serve", options=("-p", f"127.0.0.1:{port}:8080", "-v", mount)):
+        found = f"127.0.0.1:{port}"
+        wait_until(local.ContainerEndpoint(found).is_ready, timeout_s=60, what="the container")
+        yield found
+
+
+@pytest.fixture(scope="module")
+def made(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Function]:
+    root = tmp_path_factory.mktemp("lambda") / "task"
+    zipfile.ZipFile(io.BytesIO(build().data)).extractall(root)
+    with RuntimeStandIn(forward(address)) as runtime, function(root, runtime.env) as found:
+        yield found
+
+
+def image(data: bytes, **options: Any) -> dict[str, Any]:
+    return {"image": base64.b64encode(data).decode(), **options}
+
+
+def test_a_photo_gets_its_label(made: Function) -> None:
+    answer = made.invoke(image(encoded(Image.new("RGB", (64, 48), "red")))).value
+
+    assert answer["label"] == "red"
+    assert len(answer["predictions"]) == 2
+    assert answer["model"]["architecture"] == "resnet18"
+
+
+@pytest.mark.parametrize("name", odd_photos())
+def test_photos_of_odd_kinds_pass_through(made: Function, name: str) -> None:
+    assert "label" in made.invoke(image(odd_photos()[name])).value
+
+
+@pytest.mark.parametrize("name", ["rest_api_photo", "rest_api_json", "http_api_form"])
+def test_recorded_events_are_answered(made: Function, name: str) -> None:
+    response = made.invoke(event(name)).value
+
+    assert response["statusCode"] == 200
+    assert json.loads(response["body"])["predictions"]
+
+
+def test_top_k_reaches_the_model(made: Function) -> None:
+    assert len(made.invoke(image(encoded(picture()), top_k=1)).value["predictions"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"this is no photo", 400),
+        (b"\xff\xd8\xff\xe0" + bytes(100), 400),
+        (b"\x89PNG\r\n\x1a\n", 400),
+    ],
+)
+def test_a_photo_that_cannot_be_read_stays_the_callers_fault(made: Function, data: bytes, status: int) -> None:
+    result = made.invoke(image(data))
+
+    assert result.value["error"]["status"] == status
+    assert result.value["error"]["code"] == "unreadable_photo"
+    assert not [secret for secret in SECRETS if secret in result.payload.decode()]
+
+
+def test_a_network_without_a_heat_map_says_so(made: Function) -> None:
+    """A network whose graph has no class-activation output: 406, with the server's own sentence."""
+    assert made.invoke(image(encoded(picture()), explain="cam")).value["error"]["status"] == 406
+
+
+def test_old_callers_get_the_scores_of_all_classes(address: str, tmp_path: Path) -> None:
+    root = tmp_path / "task"
+    zipfile.ZipFile(io.BytesIO(build().data)).extractall(root)
+    with RuntimeStandIn(forward(address)) as runtime, function(root, {**runtime.env, "LEGACY_RESPONSE": "1"}) as old:
+        answer = old.invoke(image(encoded(picture()))).value
+
+    (scores,) = json.loads(answer["body"])
+    assert (answer["statusCode"], len(scores)) == (200, 3)
+    assert sum(scores) == pytest.approx(1, abs=1e-3)
+
+
+def test_make_page_asks_the_container_itself(address: str) -> None:
+    app: Application = local.application(local.ContainerEndpoint(address))
+
+    answer = app.handle(image(encoded(picture())), local.LocalContext())
+    refused = app.handle(image(b"this is no photo"), local.LocalContext())
+
+    assert answer["predictions"]
+    assert refused["error"]["code"] == "unreadable_photo"
