@@ -187,14 +187,12 @@ def _photo(http: HttpRequest) -> bytes:
     """The body as a photo; what it is counts more than what it is called (curl says x-www-form-urlencoded)."""
     if not http.body:
         raise bad_request(f"the body is empty; send a photo, or {_EXPECTED.removeprefix('expected ')}")
-    if sniff(http.body) or http.content_type.startswith("image/") or http.content_type.endswith("/octet-stream"):
+    if sniff(http.body):
         return http.body
-    try:
-        text = _base64(http.body.decode("ascii"), "the body")
-    except (UnicodeDecodeError, Refusal):
-        text = b""
-    if sniff(text):
-        return text
+    if sniff(decoded := _base64_or_nothing(http.body)):
+        return decoded
+    if http.content_type.startswith("image/") or http.content_type.endswith("/octet-stream"):
+        return http.body
     raise unsupported(
         f"Content-Type is {http.content_type!r}; send a photo (image/jpeg, image/png, image/webp, image/bmp, "
         "application/octet-stream), application/json or multipart/form-data"
@@ -221,6 +219,13 @@ def _base64(text: str, name: str) -> bytes:
         return base64.b64decode("".join(payload.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise bad_request(f"{name} is not base64: {str(error)[:200]}") from error
+
+
+def _base64_or_nothing(body: bytes) -> bytes:
+    try:
+        return _base64(body.decode("ascii"), "the body")
+    except (UnicodeDecodeError, Refusal):
+        return b""
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str | None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import base64
 import io
 import json
+import signal
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from PIL import Image
 
@@ -20,6 +24,8 @@ from tests.containers import Engine
 from tests.lambda_runtime import SECRETS, Function, RuntimeStandIn, event, forward, function
 from tests.serving import running_server, write_artifact
 from tests.support import encoded, free_port, odd_photos, picture, wait_until
+
+LOCAL = Path(local.__file__)
 
 
 @pytest.fixture(scope="module", params=["host", pytest.param("image", marks=pytest.mark.image)])
@@ -107,6 +113,32 @@ def test_old_callers_get_the_scores_of_all_classes(address: str, tmp_path: Path)
     (scores,) = json.loads(answer["body"])
     assert (answer["statusCode"], len(scores)) == (200, 3)
     assert sum(scores) == pytest.approx(1, abs=1e-3)
+
+
+def test_make_page_shows_the_page_before_the_container(address: str) -> None:
+    port = free_port()
+    command = (sys.executable, LOCAL, "--container", f"http://{address}", "--port", str(port))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert f"http://127.0.0.1:{port}/" in process.stdout.readline()
+            page = httpx.get(f"http://127.0.0.1:{port}/")
+            answer = httpx.post(f"http://127.0.0.1:{port}/", content=encoded(Image.new("RGB", (64, 48), "blue")))
+        finally:
+            process.send_signal(signal.SIGINT)
+
+    assert "What is in this photo?" in page.text
+    assert answer.json()["label"] == "blue"
+    assert process.returncode == 0
+
+
+def test_make_page_says_what_to_do_where_no_container_answers() -> None:
+    command = (sys.executable, LOCAL, "--container", f"127.0.0.1:{free_port()}")
+    result = subprocess.run(command, capture_output=True, text=True)
+
+    assert result.returncode == 1
+    assert "no container answers" in result.stderr
+    assert "docker run" in result.stderr
 
 
 def test_make_page_asks_the_container_itself(address: str) -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import threading
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from selenium.webdriver.remote.webelement import WebElement
 
 import local
 from classify import Application
+from deploy.lambda_zip import build
 from endpoint import SageMakerEndpoint
 from tests.lambda_runtime import (
     ENDPOINT,
@@ -34,10 +36,13 @@ from tests.lambda_runtime import (
     Reply,
     RuntimeStandIn,
     container_error,
+    forward,
+    function,
     function_url,
     photo_answer,
     service_error,
 )
+from tests.serving import running_server, write_artifact
 from tests.support import encoded, picture, wait_until
 
 CHROMIUM: Final = shutil.which("chromium") or shutil.which("google-chrome")
@@ -198,6 +203,24 @@ def test_a_photo_is_dropped_or_pasted(page: Page, kind: str) -> None:
 
     page.wait("#label", "Affenpinscher")
     assert page.runtime.calls[0].body == photo
+
+
+def test_the_whole_way_from_the_browser_to_the_network_and_back(driver: webdriver.Chrome, tmp_path: Path) -> None:
+    """A function URL, the zip in a real Lambda runtime, HAProxy, MMS and ONNX Runtime."""
+    write_artifact(tmp_path / "opt-ml/model")
+    zipfile.ZipFile(io.BytesIO(build().data)).extractall(tmp_path / "lambda/task")
+    with (
+        running_server(tmp_path / "opt-ml") as server,
+        RuntimeStandIn(forward(f"127.0.0.1:{server.port}")) as runtime,
+        function(tmp_path / "lambda/task", runtime.env) as made,
+        function_url(lambda value: made.invoke(value).value) as address,
+    ):
+        page = Page(driver, runtime, tmp_path)
+        driver.get(address)
+        page.choose(encoded(Image.new("RGB", (300, 200), (30, 60, 240))))
+
+        page.wait("#label", "blue")
+        assert page.find("#predictions li:first-child .name").text == "blue"
 
 
 def test_what_is_dropped_and_no_photo_is_told(page: Page) -> None:

@@ -185,6 +185,18 @@ def test_the_zip_is_the_same_whenever_it_is_built_and_holds_no_folder(tmp_path: 
     assert len(first.data) < 100_000
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["arm64", "x86_64"])
+def test_pillow_is_packaged_for_lambdas_platform_on_request(architecture: str) -> None:
+    data = build(with_pillow=True, architecture=architecture).data
+
+    names = zipfile.ZipFile(io.BytesIO(data)).namelist()
+    machine = {"arm64": "aarch64"}.get(architecture, architecture)
+    assert f"PIL/_imaging.cpython-313-{machine}-linux-gnu.so" in names
+    assert len(data) < 10_000_000
+    assert data == build(with_pillow=True, architecture=architecture).data
+
+
 def _emulator() -> Path | None:
     """The runtime interface emulator that aws-sam-cli ships, where `sam` is on PATH."""
     sam = shutil.which("sam")

@@ -135,8 +135,9 @@ def test_a_photo_is_a_photo_whatever_it_is_called(content_type: str) -> None:
     assert request_from_http(_post(JPEG, content_type)).image == JPEG
 
 
-def test_base64_without_json_is_taken_too() -> None:
-    assert request_from_http(_post(B64.encode(), "text/plain")).image == JPEG
+@pytest.mark.parametrize("content_type", ["text/plain", "image/jpeg", "application/octet-stream", ""])
+def test_base64_without_json_is_taken_too(content_type: str) -> None:
+    assert request_from_http(_post(B64.encode(), content_type)).image == JPEG
 
 
 @pytest.mark.parametrize(
@@ -195,6 +196,12 @@ def test_a9_83_proxy_events_may_hold_null_instead_of_headers_query_and_body() ->
     assert http_request(bare) == HttpRequest(method="POST")
 
 
+def test_a_number_of_any_size_is_read() -> None:
+    body = json.dumps({"image": B64, "top_k": 10**30}).encode()
+    with pytest.raises(Refusal, match="a whole number"):
+        request_from_http(_post(body, "application/json"))
+
+
 def _post(body: bytes, content_type: str, accept: str = "*/*") -> HttpRequest:
     return HttpRequest(method="POST", headers={"content-type": content_type, "accept": accept}, body=body)
 
@@ -205,9 +212,3 @@ def _form(*parts: tuple[str, str | None, bytes]) -> HttpRequest:
         file = f'; filename="{filename}"' if filename else ""
         body += f'--X\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'.encode() + content + b"\r\n"
     return _post(body + b"--X--\r\n", "multipart/form-data; boundary=X")
-
-
-def test_json_may_be_of_any_size_class_of_numbers() -> None:
-    body = json.dumps({"image": B64, "top_k": 10**30}).encode()
-    with pytest.raises(Refusal, match="a whole number"):
-        request_from_http(_post(body, "application/json"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from container.preprocessing import Preprocessing, preprocess
 from errors import Refusal
-from photos import Photo, fitted, sniff
+from photos import Photo, acceptable_bytes, can_scale, fitted, sniff
 from tests.support import encoded, odd_photos, picture
 
 KINDS = {"jpg": "image/jpeg", "png": "image/png", "gif": "image/gif", "webp": "image/webp", "bmp": "image/bmp"}
@@ -54,6 +55,19 @@ def test_an_orientation_is_applied_once() -> None:
 
     width, height = Image.open(io.BytesIO(photo.data)).size
     assert height > width
+
+
+def test_without_pillow_a_photo_over_the_limit_is_a_413_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)  # As in a zip that was built without it.
+    can_scale.cache_clear()
+    try:
+        with pytest.raises(Refusal, match="at most 1,000") as error:
+            fitted(Photo(bytes(1001)), 1000)
+        assert acceptable_bytes(1000) == 1000
+    finally:
+        can_scale.cache_clear()
+
+    assert error.value.status == 413
 
 
 def test_what_is_large_and_no_photo_is_refused() -> None:
