@@ -11,6 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from classifier import Classifier
 from classify import Application
@@ -287,6 +289,39 @@ def test_events_of_no_kind_are_answered_with_what_is_expected(runtime: RuntimeSt
     assert_nothing_leaks(answer)
 
 
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
+    max_leaves=5,
+)
+DIRECT = ("direct_image", "direct_s3", "direct_url")
+HTTP = ("rest_api_photo", "rest_api_json", "http_api_form", "function_url_heat_map", "function_url_page")
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(DIRECT + HTTP), where=st.data(), value=JSON_VALUES)
+def test_a_mutilated_event_is_never_our_fault_and_tells_nothing(
+    runtime: RuntimeStandIn, name: str, where: st.DataObject, value: object
+) -> None:
+    mutilated = event(name)
+    _replace_somewhere(mutilated, where, value)
+
+    answer = function().handle(mutilated, Context())
+
+    status = answer.get("statusCode") or answer.get("error", {}).get("status", 200)
+    assert status < 500, answer
+    assert_nothing_leaks(answer)
+
+
+def _replace_somewhere(tree: dict[str, Any], where: st.DataObject, value: object) -> None:
+    """Put `value` in the place of one member, at any depth."""
+    key = where.draw(st.sampled_from(sorted(tree)))
+    if isinstance(tree[key], dict) and tree[key] and where.draw(st.booleans()):
+        _replace_somewhere(tree[key], where, value)
+    else:
+        tree[key] = value
+
+
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "TRACE", "OPTIONS"])
 def test_other_methods_are_a_405_that_names_ours(runtime: RuntimeStandIn, method: str) -> None:
     response = function().handle(post(method=method), Context())
@@ -372,7 +407,5 @@ def test_a_function_time_out_that_does_not_fit_the_setting_is_told_in_the_log(
 
 
 def test_no_answer_of_any_kind_tells_anything_of_us(runtime: RuntimeStandIn) -> None:
-    direct = ["direct_image", "direct_s3", "direct_url"]
-    http = ["rest_api_photo", "rest_api_json", "rest_api_destroyed", "http_api_form", "function_url_heat_map"]
-
-    assert_nothing_leaks(*(function().handle(event(name), Context()) for name in direct + http))
+    names = (*DIRECT, *HTTP, "rest_api_destroyed")
+    assert_nothing_leaks(*(function().handle(event(name), Context()) for name in names))

@@ -123,6 +123,7 @@ def test_a_notification_that_must_be_tried_again_is_a_function_error(warm: Funct
     result = warm.invoke(event("s3_created"))  # No bucket is allowed.
 
     assert (result.failed, result.value["errorType"]) == (True, "RuntimeError")
+    assert not [secret for secret in SECRETS if secret in result.payload.decode()]
 
 
 def test_two_provisioned_environments_then_one_spill_over_then_throttling(root: Path, runtime: RuntimeStandIn) -> None:

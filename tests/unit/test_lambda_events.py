@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from errors import Refusal
 from events import (
@@ -157,6 +160,17 @@ def test_bodies_that_hold_no_photo(body: bytes, content_type: str, status: int, 
 
     assert error.value.status == status
     assert said in error.value.message
+
+
+TYPES = st.sampled_from(["multipart/form-data; boundary=X", "multipart/form-data", "application/json"]) | st.text()
+
+
+@given(before=st.binary(), after=st.binary(), content_type=TYPES | TYPES.map("multipart/form-data; ".__add__))
+def test_no_body_of_any_type_breaks_the_reading(before: bytes, after: bytes, content_type: str) -> None:
+    body = before + b'--X\r\nContent-Disposition: form-data; name="top_k"\r\n\r\n' + after + b"\r\n--X--"
+    for whole in (body, before):
+        with contextlib.suppress(Refusal):
+            request_from_http(_post(whole, content_type))
 
 
 def test_a_form_may_call_its_file_anything_but_holds_one() -> None:

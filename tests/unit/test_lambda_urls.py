@@ -439,6 +439,21 @@ def test_a_host_that_drips_is_cut_off_in_time_wherever_it_drips(stage: str) -> N
     assert (refusal.status, refusal.code) == (504, "url_timeout")
 
 
+def test_a_name_server_that_hangs_is_not_waited_for() -> None:
+    over = threading.Event()
+
+    def hang(host: str) -> list[str]:
+        over.wait(20)
+        return [PUBLIC]
+
+    with world(photo) as net:
+        net.resolve = hang  # type: ignore[method-assign]
+        refusal = net.refusal(f"https://{HOST}/", timeout_s=0.3)
+        over.set()
+
+    assert (refusal.status, net.dialled) == (504, [])
+
+
 @contextmanager
 def _silent_port() -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as server:
