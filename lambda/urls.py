@@ -95,7 +95,7 @@ class Fetcher:
             raise _forbidden("this function fetches no URLs; send the photo itself")
         try:
             target = urlsplit(url)
-            port = target.port or _HTTPS_PORT
+            port = _HTTPS_PORT if target.port is None else target.port
         except ValueError as error:
             raise _forbidden("the URL cannot be read; expected https://host/path") from error
         if target.scheme != "https" or port != _HTTPS_PORT or target.username is not None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from PIL import Image
 import local
 from classify import Application
 from deploy.lambda_zip import build
+from endpoint import SageMakerEndpoint
 from tests.containers import Engine
-from tests.lambda_runtime import SECRETS, Function, RuntimeStandIn, event, forward, function
-from tests.serving import running_server, write_artifact
+from tests.lambda_runtime import ENDPOINT, SECRETS, Function, RuntimeStandIn, event, forward, function
+from tests.serving import WHITE, running_server, tiny_network, write_artifact
 from tests.support import encoded, free_port, odd_photos, picture, wait_until
 
 LOCAL = Path(local.__file__)
@@ -113,6 +115,38 @@ def test_old_callers_get_the_scores_of_all_classes(address: str, tmp_path: Path)
     (scores,) = json.loads(answer["body"])
     assert (answer["statusCode"], len(scores)) == (200, 3)
     assert sum(scores) == pytest.approx(1, abs=1e-3)
+
+
+def test_a9_81_errors_by_their_real_causes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that takes 1 MB, has one worker, and gives up on a call (a network that hangs on white) after 6 s."""
+    write_artifact(tmp_path / "model", tiny_network(hangs_on_white=True))
+    settings = {
+        "SAGEMAKER_MAX_PAYLOAD_IN_MB": "1",
+        "SAGEMAKER_MODEL_SERVER_WORKERS": "1",
+        "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS": "6",
+    }
+    with (
+        running_server(tmp_path, **settings) as server,
+        RuntimeStandIn(forward(f"127.0.0.1:{server.port}")) as runtime,
+        ThreadPoolExecutor(40) as callers,
+    ):
+        for name, value in runtime.env.items():
+            monkeypatch.setenv(name, value)
+        app = local.application(SageMakerEndpoint(ENDPOINT, read_timeout_s=30))
+
+        def post(data: bytes) -> dict[str, Any]:
+            return app.handle(local.function_url_event("POST", "/", {}, data), local.LocalContext())
+
+        assert post(encoded(picture()))["statusCode"] == 200
+        assert post(b"GIF8 and no more")["statusCode"] == 400
+        assert post(encoded(Image.new("1", (9_000, 9_000))))["statusCode"] == 422
+        assert post(encoded(Image.effect_noise((1500, 1500), 60)))["statusCode"] == 413
+        answers = list(callers.map(post, [WHITE] * 40))
+
+    busy = [answer for answer in answers if answer["statusCode"] == 503]
+    assert {answer["statusCode"] for answer in answers} == {503, 504}
+    assert {json.loads(answer["body"])["error"]["code"] for answer in busy} == {"overloaded"}
+    assert all(answer["headers"]["Retry-After"] for answer in busy)
 
 
 def test_make_page_shows_the_page_before_the_container(address: str) -> None:

@@ -158,6 +158,7 @@ def test_by_default_nothing_is_fetched() -> None:
         "//images.example.com/",
         "https://images.example.com:8443/",
         "https://images.example.com:22/",
+        "https://images.example.com:0/",
         "https://images.example.com:99999/",
         "https://images.example.com./",
         "https://[::1/",
