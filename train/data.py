@@ -7,6 +7,7 @@ sees, float32 (batch, 3, height, width), made by container.preprocessing.preproc
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -201,8 +202,9 @@ def evaluation_loader(dataset: EvaluationPhotos, *, batch_size: int, workers: in
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    # Workers inherit the handlers of `train`: they must neither end at a ^C nor outlive DataLoader's terminate().
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A ^C, and what `timeout` or a supervisor sends, goes to the whole process group: a loader that ends at it takes
+    # the job down before there is time to save. DataLoader's own terminate() must work on, so nothing is ignored.
+    os.setpgid(0, 0)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -41,6 +41,7 @@ from train.recipe import class_weights
 from train.results import Results
 from train.sets import ROLES, JobSets, open_photo_sets
 from train.stop import STOP
+from train.timeline import Timeline
 from train.workers import worker_count
 
 _MAX_SAMPLES: Final = 16
@@ -53,9 +54,12 @@ _INCIDENTAL: Final = (
 
 def run_job(paths: SageMakerPaths, config: TrainConfig, world: World = ALONE) -> None:
     """Train and leave an artifact in the model folder. Raises KennelError, or Stopped before anything can be saved."""
+    timeline = Timeline()
     channels = find_channels(paths)
-    sets = open_photo_sets(channels, seed=config.seed, world=world)
-    job = Job(paths=paths, config=config, world=world, sets=sets, spec=Preprocessing.for_image_size(config.image_size))
+    with timeline.phase("looking at the photos"):
+        sets = open_photo_sets(channels, seed=config.seed, world=world)
+    spec = Preprocessing.for_image_size(config.image_size)
+    job = Job(paths=paths, config=config, world=world, sets=sets, spec=spec, timeline=timeline)
     model = build_model(job, channels)
     announce(job)
     outcome = train_network(model.to(world.device), job)
@@ -72,6 +76,7 @@ class Job:
     world: World
     sets: JobSets
     spec: Preprocessing
+    timeline: Timeline = field(default_factory=Timeline)
 
     @property
     def workers(self) -> int:
@@ -148,14 +153,16 @@ def train_network(model: ResNet, job: Job) -> Outcome:
     if not trainer.resume() and job.config.plan == "gradual":
         training, validation = features_of(model, job)
         trainer.start_from(*warm_up_head(model, training, validation, job.config, weights=weights, world=job.world))
-    return trainer.fit()
+    with job.timeline.phase("training and validating"):
+        return trainer.fit()
 
 
 def features_of(model: ResNet, job: Job) -> tuple[Features, Features]:
-    training, validation = (
-        extract(model, job.sets.own(role), job.spec, workers=job.workers, world=job.world)
-        for role in ("training", "validation")
-    )
+    with job.timeline.phase("features of the frozen layers"):
+        training, validation = (
+            extract(model, job.sets.own(role), job.spec, workers=job.workers, world=job.world)
+            for role in ("training", "validation")
+        )
     return training, validation
 
 
@@ -179,6 +186,7 @@ def setting_of(job: Job, weights: Tensor) -> Setting:
         checkpoints=job.checkpoints,
         fingerprint=job.fingerprint,
         batchnorm_frozen=job.batchnorm_frozen,
+        profile=job.paths.output_data if config.profile and world.leads else None,
     )
 
 
@@ -187,6 +195,7 @@ def finish(model: ResNet, outcome: Outcome, job: Job) -> None:
     found = outcome.found
     if found is None and outcome.best is not None:
         found = job.predict(model, "validation")
+    answered = job.sets.answered("validation")
     test = None
     if outcome.best is not None and job.sets.count("test") and not job.world.any(STOP.requested())[0]:
         test = job.predict(model, "test")
@@ -195,20 +204,44 @@ def finish(model: ResNet, outcome: Outcome, job: Job) -> None:
     if outcome.best is None:
         job.world.say(f"stopped after {outcome.steps} step(s) of the first epoch: weights are saved unvalidated")
     if job.world.leads:
-        save(model, job, Results(outcome=outcome, validation=found, test=test))
+        save(model, job, Results(outcome=outcome, photos=answered, validation=found, test=test))
 
 
 def save(model: ResNet, job: Job, results: Results) -> None:
     started = time.perf_counter()
     photos = job.sets.photos
     samples = sample_inputs(photos.validation or photos.training, job.spec)
-    network = build_network(model, image_size=job.spec.crop_size, samples=samples)
-    results = prove_int8(network, job, results)
+    with job.timeline.phase("export"):
+        network = build_network(model, image_size=job.spec.crop_size, samples=samples)
+    with job.timeline.phase("int8"):
+        results = prove_int8(network, job, results)
     if results.shipped is not None:
         results = replace(results, calibration=calibrate(results.shipped, coverage=job.config.coverage))
-    manifest = write_artifact(job.paths.model, model, results.networks(network), draft_manifest(job, results))
+    with job.timeline.phase("export"):
+        manifest = write_artifact(job.paths.model, model, results.networks(network), draft_manifest(job, results))
     seconds = time.perf_counter() - started
     print(f"saved {job.paths.model} (version {manifest.version}) in {seconds:.1f} s", flush=True)
+    if job.config.report and not STOP.requested():
+        write_report_of(model, job, results, network)
+
+
+def write_report_of(model: ResNet, job: Job, results: Results, network: bytes) -> None:
+    """A page for people, beside the artifact."""
+    from train.figures import collect
+    from train.report import write_report  # TensorBoard takes a second to import.
+
+    figures = collect(
+        results,
+        config=job.config,
+        class_names=job.sets.class_names,
+        seconds=job.timeline.seconds,
+    )
+    if figures is None:
+        return
+    served = results.int8 if results.int8_ships and results.int8 is not None else network
+    folder = job.paths.output_data
+    write_report(folder, figures, network=served, head=model.fc.weight.detach().cpu().numpy(), spec=job.spec)
+    print(f"report: {folder / 'report.html'}", flush=True)
 
 
 def prove_int8(network: bytes, job: Job, results: Results) -> Results:
@@ -224,7 +257,7 @@ def prove_int8(network: bytes, job: Job, results: Results) -> Results:
     exact, rounded = (answers(engine, photos, job.spec) for engine in (network, int8))
     verdict = judge(rounded, exact, max_drop_points=job.config.max_accuracy_drop, always=always)
     print(f"{'int8' if verdict.ships else 'float32'} is served: {verdict.reason}", flush=True)
-    return replace(results, verdict=verdict, int8=int8, int8_answers=rounded)
+    return replace(results, verdict=verdict, int8=int8, int8_answers=rounded, photos=photos)
 
 
 def draft_manifest(job: Job, results: Results) -> Manifest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -32,11 +33,12 @@ def run_processes(topology: Topology, arguments: Sequence[str]) -> None:
     if len(topology.hosts) > 1:
         link = meet(topology, wait_s=float(os.environ.get(_WAIT, DEFAULT_WAIT_S)))
     with tempfile.TemporaryDirectory(prefix="kennel-run-") as folder:
+        STOP.hold()  # From here on it is the processes that have something to save.
         process = _torchrun(topology, arguments, Path(folder))
         try:
             _watch(process, Path(folder), link)
         finally:
-            _kill(process)
+            _kill(process, Path(folder))
             if link is not None:
                 link.close()
 
@@ -71,6 +73,8 @@ def _watch(process: subprocess.Popen[bytes], folder: Path, link: HostLink | None
             raise TrainingError(link.failure)
         if asked is not None and time.monotonic() - asked > _STOP_S:
             raise TrainingError(f"the training processes did not end within {_STOP_S} s of being asked to")
+    for path in folder.glob("pid-*"):
+        path.unlink()  # They have ended, and their numbers may soon be others'.
     if process.returncode != 0:
         error = first_failure(folder, process.returncode)
         if link is not None:
@@ -82,10 +86,19 @@ def _watch(process: subprocess.Popen[bytes], folder: Path, link: HostLink | None
             raise TrainingError(link.failure)
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def _kill(process: subprocess.Popen[bytes], folder: Path) -> None:
+    """Leave no process behind: torchrun gives each of its own a session, so each is named by its file."""
+    for path in folder.glob("pid-*"):
+        with contextlib.suppress(ProcessLookupError, ValueError):
+            os.kill(int(path.read_text()), signal.SIGKILL)
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
+
+
+def announce_process(folder: Path, rank: int) -> None:
+    """Let the parent of this process know whom to end."""
+    (folder / f"pid-{rank}").write_text(str(os.getpid()))
 
 
 def report_failure(folder: Path, rank: int, error: BaseException) -> None:

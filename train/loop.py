@@ -117,6 +117,7 @@ class Setting:
     checkpoints: Path | None = None
     fingerprint: str = ""
     batchnorm_frozen: bool = False
+    profile: Path | None = None
 
 
 class Trainer:
@@ -202,8 +203,10 @@ class Trainer:
             freeze_batchnorm(self.model)
         clock = Clock()
         title = f"epoch {self.epoch}/{setting.config.epochs}"
+        profiler = steps_profiler(setting.profile if self.outcome.steps == 0 else None)
         for photos, labels in clock.waits(progress(setting.loader, title, shown=self.world.leads)):
             self._step(setting.normalise(photos), labels.to(self.world.device, non_blocking=True))
+            profiler()
             STOP.hold()
             due = time.monotonic() - self.last_checkpoint > setting.config.checkpoint_seconds
             stopping, due = self.world.any(STOP.requested(), due)
@@ -347,6 +350,24 @@ class Clock:
             finally:
                 self.waited += time.perf_counter() - started
             yield item
+
+
+def steps_profiler(folder: Path | None, steps: int = 3) -> Callable[[], None]:
+    """What to call after each step: traces some early ones, if there is a folder to put the trace in."""
+    if folder is None:
+        return lambda: None
+    profiler = torch.profiler.profile(
+        schedule=torch.profiler.schedule(wait=0, warmup=1, active=steps, repeat=1),
+        on_trace_ready=lambda trace: trace.export_chrome_trace(str(folder / "trace.json")),
+    )
+    profiler.start()
+    left = iter(range(1 + steps))
+
+    def after_step() -> None:
+        if next(left, None) is not None:
+            profiler.step()
+
+    return after_step
 
 
 @torch.inference_mode()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from container import contract
 from train.calibration import Calibration
+from train.channels import Photo
 from train.export import Networks
 from train.loop import Outcome, Predictions
 from train.quantization import Verdict
@@ -16,6 +17,7 @@ class Results:
     """Answers of float32 on validation and test, int8's on validation, and what was made of them."""
 
     outcome: Outcome
+    photos: tuple[Photo, ...] = ()  # of validation, in the order of its answers
     validation: Predictions | None = None
     test: Predictions | None = None
     int8: bytes | None = None
@@ -26,12 +28,15 @@ class Results:
     @property
     def shipped(self) -> Predictions | None:
         """Validation's answers by the engine that is served."""
-        return self.int8_answers if self.verdict is not None and self.verdict.ships else self.validation
+        return self.int8_answers if self.int8_ships else self.validation
+
+    @property
+    def int8_ships(self) -> bool:
+        return self.verdict is not None and self.verdict.ships
 
     def networks(self, float32: bytes) -> Networks:
         """int8 is kept where it is served; otherwise its figures are."""
-        ships = self.verdict is not None and self.verdict.ships
-        return Networks(float32=float32, int8=self.int8 if ships else None, int8_ships=ships)
+        return Networks(float32=float32, int8=self.int8 if self.int8_ships else None, int8_ships=self.int8_ships)
 
     def metrics(self) -> dict[str, float]:
         """All figures by name; none where training was stopped before the first validation."""

@@ -47,6 +47,10 @@ class JobSets:
         """This process's share: over all processes, every photo is in one of them."""
         return _share(of_role(self.photos, role), self.world, sharded=role in self.sharded)
 
+    def answered(self, role: str) -> tuple[Photo, ...]:
+        """Photos of the role in the order in which all processes' answers are put together."""
+        return tuple(photo for part in self.world.gather(list(self.own(role))) for photo in part)
+
     def count(self, role: str) -> int:
         """Photos of the role on all hosts."""
         return sum(self.world.gather(len(self.own(role))))

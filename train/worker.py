@@ -11,7 +11,7 @@ from container.contract import SageMakerPaths
 from train.config import TrainConfig, read_command_line, read_hyperparameters
 from train.distributed import World
 from train.job import run_job
-from train.launch import RUN_FOLDER, report_failure
+from train.launch import RUN_FOLDER, announce_process, report_failure
 from train.stop import STOP
 
 
@@ -20,6 +20,7 @@ def main() -> int:
     folder = Path(os.environ[RUN_FOLDER])
     rank = int(os.environ["RANK"])
     try:
+        announce_process(folder, rank)
         STOP.install(folder / "stop")
         sys.stdout = sys.stdout if rank == 0 else Path(os.devnull).open("w")  # noqa: SIM115 - for the process's life
         paths = SageMakerPaths.from_env()
