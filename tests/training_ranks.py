@@ -35,7 +35,7 @@ def main(folder: Path, batch_size: int, steps: int) -> None:
         workers=0,
         precision="float32",
     )
-    sets = open_photo_sets(Channels(training=folder), seed=0, world=world)
+    sets, _ = open_photo_sets(Channels(training=folder), seed=0, world=world)
     spec = Preprocessing.for_image_size(32)
     job = Job(paths=SageMakerPaths(folder / "none"), config=config, world=world, sets=sets, spec=spec)
     torch.manual_seed(0)

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -22,12 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms.v2 import RandAugment
 
-from container.errors import PhotoError
 from container.preprocessing import Float32Array, Preprocessing, open_photo, preprocess, upright
 from train.channels import Photo
 from train.distributed import ALONE, World
-from train.stop import STOP
-from train.workers import usable_cores
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -206,22 +201,3 @@ def _leave_signals_to_the_parent(worker: int) -> None:
     # the job down before there is time to save. DataLoader's own terminate() must work on, so nothing is ignored.
     os.setpgid(0, 0)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def find_unreadable(paths: Sequence[Path]) -> Mapping[Path, str]:
-    """Decode every photo at a small scale; return why those that cannot be read cannot.
-
-    The small scale is cheap (an eighth of the size for JPEGs) and still reads the file to its end.
-    """
-
-    def fault(path: Path) -> str | None:
-        STOP.check()
-        try:
-            open_photo(path.read_bytes(), min_side=1)
-        except (PhotoError, OSError) as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
-        faults = pool.map(fault, paths)
-        return {path: reason for path, reason in zip(paths, faults, strict=True) if reason}

@@ -32,6 +32,7 @@ from train.data import (
     training_loader,
 )
 from train.distributed import ALONE, World
+from train.doctor import Findings, table
 from train.export import build_network, write_artifact
 from train.head import Features, extract, fit_head, warm_up_head
 from train.loop import Outcome, Predictions, Setting, Trainer, predict
@@ -39,7 +40,7 @@ from train.model import build_resnet, load_pretrained, quiet_branches
 from train.quantization import LEAST_PHOTOS, answers, judge, quantize
 from train.recipe import class_weights
 from train.results import Results
-from train.sets import ROLES, JobSets, open_photo_sets
+from train.sets import ROLES, JobSets, check_leaks, open_photo_sets
 from train.stop import STOP
 from train.timeline import Timeline
 from train.workers import worker_count
@@ -57,7 +58,9 @@ def run_job(paths: SageMakerPaths, config: TrainConfig, world: World = ALONE) ->
     timeline = Timeline()
     channels = find_channels(paths)
     with timeline.phase("looking at the photos"):
-        sets = open_photo_sets(channels, seed=config.seed, world=world)
+        sets, findings = open_photo_sets(channels, seed=config.seed, world=world)
+        if world.leads:
+            report_findings(findings, paths, strict=config.strict_data)
     spec = Preprocessing.for_image_size(config.image_size)
     job = Job(paths=paths, config=config, world=world, sets=sets, spec=spec, timeline=timeline)
     model = build_model(job, channels)
@@ -117,6 +120,14 @@ class Job:
             EvaluationPhotos(own, self.spec), batch_size=self.config.batch_size, workers=min(self.workers, len(own))
         )
         return predict(model, loader, Normaliser(self.spec, self.world.device), world=self.world)
+
+
+def report_findings(findings: Findings, paths: SageMakerPaths, *, strict: bool) -> None:
+    """The data doctor's table, its JSON, and its verdict. Raises DataError."""
+    print(f"data doctor:\n{table(findings)}", flush=True)
+    text = json.dumps(findings.to_json(), indent=2)
+    (paths.output_data / "doctor.json").write_text(text, encoding="utf-8")
+    check_leaks(findings, strict=strict)
 
 
 def build_model(job: Job, channels: Channels) -> ResNet:

@@ -25,8 +25,8 @@ from train.channels import (
     split_validation,
     without,
 )
-from train.data import find_unreadable
 from train.distributed import World
+from train.doctor import Facts, Findings, examine, look
 
 ROLES: Final = ("training", "validation", "test")
 
@@ -73,17 +73,18 @@ def of_role(sets: PhotoSets, role: str) -> tuple[Photo, ...]:
     return photos
 
 
-def open_photo_sets(channels: Channels, *, seed: int, world: World) -> JobSets:
-    """List the photos, leave out those that cannot be read, each with a warning, and hold out a validation set.
+def open_photo_sets(channels: Channels, *, seed: int, world: World) -> tuple[JobSets, Findings]:
+    """List the photos, look at each, leave out those that cannot be read, and hold out a validation set.
 
     Raises DataError where a class, or a set, is left without a photo.
     """
     names = {name for part in world.gather(class_folder_names(channels)) for name in part}
     listed = list_photos(channels, names)
-    unreadable = _examine(listed, world)
-    for path, reason in unreadable.items():
-        world.say(f"warning: {path} is left out: {reason}")
-    readable = without(listed, {Path(path) for path in unreadable})
+    facts = _look(listed, world)
+    readable = without(listed, {path for path, fact in facts.items() if fact.fault})
+    for path, fact in facts.items():
+        if fact.fault:
+            world.say(f"warning: {path} is left out: {fact.fault}")
     check_classes(readable.class_names, _filled(readable, world))
     sets = _with_shards(split_validation(readable, seed=seed), world)
     check_validation(sets.count("validation"))
@@ -92,15 +93,33 @@ def open_photo_sets(channels: Channels, *, seed: int, world: World) -> JobSets:
             raise DataError(f"channel {role!r} holds no readable photo")
     if min(world.gather(len(sets.own("training")))) == 0:
         raise DataError("a host has no training photo; use fewer hosts, or give every host photos")
-    return sets
+    return sets, _findings(sets, facts)
 
 
-def _examine(listed: PhotoSets, world: World) -> Mapping[str, str]:
-    """Each process looks at its share; all learn of every photo that cannot be read."""
+def _look(listed: PhotoSets, world: World) -> dict[Path, Facts]:
+    """Each process looks at its share; all learn of every photo."""
     sets = _with_shards(listed, world)
-    faults = find_unreadable([photo.path for role in ROLES for photo in sets.own(role)])
-    own = {str(path): reason for path, reason in faults.items()}
-    return {path: reason for part in world.gather(own) for path, reason in part.items()}
+    own = look([photo.path for role in ROLES for photo in sets.own(role)])
+    return {path: fact for part in world.gather(own) for path, fact in part.items()}
+
+
+def _findings(sets: JobSets, facts: Mapping[Path, Facts]) -> Findings:
+    everything = {role: sets.answered(role) for role in ROLES}
+    return examine(everything, facts, sets.class_names)
+
+
+def check_leaks(findings: Findings, *, strict: bool) -> None:
+    """Warn of photos that lie in two sets. Raises DataError where that is an error."""
+    if not findings.leaks:
+        return
+    one, two = findings.leaks[0]
+    text = (
+        f"{len(findings.leaks)} photo(s) lie in two sets, such as {one.role}/{one.photo.path.name} and "
+        f"{two.role}/{two.photo.path.name}: figures of the second will be too good"
+    )
+    if strict:
+        raise DataError(f"{text}; remove them, or set strict_data=false")
+    print(f"warning: {text}", flush=True)
 
 
 def _filled(sets: PhotoSets, world: World) -> set[int]:

@@ -20,7 +20,7 @@ from train.channels import (
     split_validation,
     without,
 )
-from train.data import find_unreadable
+from train.doctor import look
 
 PHOTO = encoded(picture(20, 20), "JPEG")
 
@@ -172,7 +172,8 @@ def test_unreadable_photos_are_left_out_and_may_empty_a_class(tmp_path: Path) ->
     (tmp_path / "cats" / "0.jpg").write_bytes(PHOTO[:-200])
     (tmp_path / "cats" / "no.heic").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 40)
     sets = list_photos(Channels(training=tmp_path))
-    faults = find_unreadable([photo.path for photo in sets.training])
+    facts = look([photo.path for photo in sets.training])
+    faults = {path: fact.fault for path, fact in facts.items() if fact.fault}
     assert {path.name: reason.split(":")[0] for path, reason in faults.items()} == {
         "0.jpg": "the photo is damaged or truncated",
         "no.heic": "HEIC and AVIF photos are not read; send JPEG, PNG or WebP",
