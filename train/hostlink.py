@@ -55,7 +55,8 @@ class HostLink:
     def close(self) -> None:
         for connection in self._peers.values():
             with contextlib.suppress(OSError):
-                connection.close()
+                connection.shutdown(socket.SHUT_RDWR)  # Ends the thread that listens, which holds it open.
+            connection.close()
 
     def _tell(self, message: dict[str, Any], *, but: str) -> None:
         for name, connection in self._peers.items():
@@ -98,7 +99,8 @@ def _gather(topology: Topology, deadline: float, *, wait_s: float, port: int) ->
             if time.monotonic() > deadline:
                 message = _missing(missing, wait_s)
                 for connection in peers.values():
-                    _send(connection, {"failed": message})
+                    with connection, contextlib.suppress(OSError):
+                        _send(connection, {"failed": message})
                 raise TrainingError(message)
             with contextlib.suppress(TimeoutError, OSError, ValueError):
                 connection, _ = server.accept()
@@ -121,14 +123,16 @@ def _call(topology: Topology, deadline: float, *, wait_s: float, port: int) -> s
             connection = socket.create_connection((leader, port), timeout=5)
         except OSError:  # Names of other hosts are not known at once, either.
             time.sleep(_RETRY_S)
-    _send(connection, {"host": topology.current})
-    # The leader answers when all are there, or names those that are not.
-    connection.settimeout(max(1, deadline - time.monotonic()) + 30)
     try:
+        _send(connection, {"host": topology.current})
+        # The leader answers when all are there, or names those that are not.
+        connection.settimeout(max(1, deadline - time.monotonic()) + 30)
         answer = json.loads(_line(connection))
     except (OSError, ValueError) as error:
+        connection.close()
         raise TrainingError(f"host {leader} went away while the hosts gathered; its log says why") from error
     if "failed" in answer:
+        connection.close()
         raise TrainingError(answer["failed"])
     connection.settimeout(None)
     return connection
