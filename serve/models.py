@@ -22,7 +22,7 @@ from serve.front import FrontRuntime
 from serve.logs import log
 from serve.machine import MIB
 from serve.mms import Management, MmsPlace, write_settings
-from serve.shape import model_mib
+from serve.shape import loading_mib, model_mib
 
 _NAME: Final = re.compile(r"[A-Za-z0-9._~-]{1,256}")
 _MOST_PER_PAGE: Final = 100
@@ -180,13 +180,14 @@ class Models:
         return artifact, manifest
 
     def _reserve(self, name: str, manifest: Manifest) -> int:
-        need = self._workers * model_mib(manifest.files[manifest.network].bytes)
+        size = manifest.files[manifest.network].bytes
+        need, for_a_moment = self._workers * model_mib(size), self._workers * loading_mib(size)
         with self._lock:
             taken = sum(self._planned_mib.values())
-            if taken + need > self._memory_mib:
+            if taken + need + for_a_moment > self._memory_mib:
                 raise OutOfMemoryError(
-                    f"model {name!r} needs {need} MiB; {len(self._planned_mib)} loaded models take {taken} "
-                    f"of {self._memory_mib} MiB"
+                    f"model {name!r} needs {need} MiB and {for_a_moment} more while it loads; "
+                    f"{len(self._planned_mib)} other models take {taken} of {self._memory_mib} MiB"
                 )
             self._planned_mib[name] = need
         return need

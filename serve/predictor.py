@@ -11,7 +11,7 @@ import numpy as np
 from container.artifact import Manifest, find_artifact, load_manifest
 from container.errors import ArtifactError
 from container.preprocessing import Float32Array, preprocess
-from serve.engine import OnnxEngine
+from serve.engine import OnnxEngine, return_freed_memory
 
 
 class Engine(Protocol):
@@ -44,6 +44,7 @@ class Predictor:
         manifest = load_manifest(folder)
         predictor = cls(manifest, OnnxEngine(find_artifact(folder) / manifest.network, threads=threads))
         predictor.warm_up()
+        return_freed_memory()
         return predictor
 
     def warm_up(self) -> None:

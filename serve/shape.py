@@ -13,9 +13,11 @@ from serve.machine import MIB, Machine
 _JVM_MIB = 96
 _FRONT_MIB = 24
 _SERVE_MIB = 32
-_WORKER_MIB = 64
-# ONNX Runtime keeps the weights, packs them for its kernels, and needs room for activations.
-_NETWORK_FACTOR = 2.5
+_WORKER_MIB = 40
+# Of the network's size: what stays of it in memory (weights packed for the kernels, activations), and what loading
+# takes for a moment beside that (the file, the unpacked weights).
+_NETWORK_FACTOR = 1.4
+_LOADING_FACTOR = 2.2
 # container.preprocessing decodes up to 64 megapixels: 4 bytes each, as RGBA.
 _PHOTO_MIB = 256
 # More threads than this gain little on one 224 x 224 photo.
@@ -69,7 +71,7 @@ def choose_multi_model_shape(config: ServeConfig, machine: Machine) -> Shape:
     shape = None
     for large_bodies in _LARGE_BODIES:
         shape = _sum(config, machine, config.workers or 1, slots, large_bodies, machine.cores * _PHOTO_MIB)
-        if shape.total_mib <= machine.memory_bytes // MIB // 2:
+        if shape.total_mib <= machine.memory_bytes // MIB // 3:
             break
     assert shape is not None  # noqa: S101  there is always a candidate
     if shape.total_mib + model_mib(0) > machine.memory_bytes // MIB:
@@ -82,8 +84,13 @@ def choose_multi_model_shape(config: ServeConfig, machine: Machine) -> Shape:
 
 
 def model_mib(network_bytes: int) -> int:
-    """What one worker with a network takes, photos aside."""
+    """What one worker with a network takes, photos aside, once it is loaded."""
     return _WORKER_MIB + round(network_bytes / MIB * _NETWORK_FACTOR)
+
+
+def loading_mib(network_bytes: int) -> int:
+    """What loading a network takes beside that, for a moment."""
+    return round(network_bytes / MIB * _LOADING_FACTOR)
 
 
 def _candidates(config: ServeConfig, machine: Machine) -> Iterator[tuple[int, int]]:
@@ -95,7 +102,8 @@ def _candidates(config: ServeConfig, machine: Machine) -> Iterator[tuple[int, in
 
 
 def _shape(config: ServeConfig, machine: Machine, workers: int, large_bodies: int, network_bytes: int) -> Shape:
-    worker_mib = model_mib(network_bytes) + _PHOTO_MIB + config.max_payload_mib
+    at_work_mib = max(_PHOTO_MIB + config.max_payload_mib, loading_mib(network_bytes))
+    worker_mib = model_mib(network_bytes) + at_work_mib
     return _sum(config, machine, workers, workers, large_bodies, workers * worker_mib)
 
 

@@ -193,8 +193,3 @@ def _has_starter(server: Server) -> bool:
 def test_a7_67_the_multi_model_api_is_there_in_its_mode_alone(server: Server) -> None:
     assert server.classify().status == 404
     assert server.call("GET", "/nope").status == 404
-
-
-def test_a7_68_too_little_memory_is_507_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    """The sum of what is planned counts, so that SageMaker unloads another model before the kernel kills one."""
-    pytest.skip("needs a cgroup with a limit: see tests/image")
