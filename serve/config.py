@@ -15,6 +15,7 @@ from container.contract import (
     SageMakerPaths,
 )
 from container.errors import ConfigError
+from serve.api import ANSWER_TYPES
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -41,6 +42,7 @@ class ServeConfig:
     startup_timeout_s: float = 240
     multi_model: bool = False
     batch: bool = False
+    default_accept: str = ""
     workers: int | None = None
     threads: int | None = None
 
@@ -72,6 +74,7 @@ class ServeConfig:
             startup_timeout_s=reader.read("SAGEMAKER_STARTUP_TIMEOUT", _number(1, 3600), 240.0),
             multi_model=reader.read("SAGEMAKER_MULTI_MODEL", _boolean, False),
             batch=batch,
+            default_accept=reader.read("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT", _answer_type, ""),
             workers=reader.read("SAGEMAKER_MODEL_SERVER_WORKERS", _integer(1, 1024), None),
             threads=reader.read("KENNEL_SERVE_THREADS", _integer(1, 256), None),
         )
@@ -149,6 +152,12 @@ def _boolean(text: str) -> bool:
     if text.lower() not in ("true", "false", "1", "0"):
         raise ValueError("true or false")
     return text.lower() in ("true", "1")
+
+
+def _answer_type(text: str) -> str:
+    if text.lower() not in ANSWER_TYPES:
+        raise ValueError(f"one of {', '.join(ANSWER_TYPES)}")
+    return text.lower()
 
 
 def _port_range(text: str) -> range:

@@ -47,10 +47,15 @@ class WorkerState:
 
 @dataclass
 class Fleet:
-    """All workers that have announced themselves, and why models could not be loaded. Shared by threads."""
+    """All workers that have announced themselves, how many have ended, and why models could not be loaded.
+
+    Shared by threads.
+    """
 
     work_s: float
     failures: dict[str, str] = field(default_factory=dict)
+    embedding_lengths: dict[str, int | None] = field(default_factory=dict)
+    ended: int = 0
     workers: dict[int, WorkerState] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -60,7 +65,7 @@ class Fleet:
 
     def remove(self, pid: int) -> None:
         with self._lock:
-            self.workers.pop(pid, None)
+            self.ended += self.workers.pop(pid, None) is not None
 
     def ready(self, model: str) -> bool:
         """Whether any worker of `model` can answer a request now or after the one that it works on."""
@@ -172,6 +177,7 @@ class _WorkerHandler(socketserver.StreamRequestHandler):
                 fleet.failures[event["model"]] = event["message"]
             elif event["state"] == "ready":
                 worker = WorkerState(model=event["model"], pid=event["pid"], parent=event["parent"])
+                fleet.embedding_lengths[worker.model] = event["embedding_length"]
                 fleet.add(worker)
             elif worker:
                 worker.busy_since = time.monotonic() if event["state"] == "busy" else None

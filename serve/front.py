@@ -30,6 +30,9 @@ _UPLOAD_S = 10
 # A model is verified and loaded while its caller waits.
 _LOAD_S = 300
 
+# The path of HAProxy's Prometheus figures; the scopes leave out those of single servers.
+FIGURES = "/metrics?scope=frontend&scope=backend&scope=global"
+
 _HEADERS = "host|content-type|content-length|transfer-encoding|expect|accept"
 ID = "%[var(txn.id)]"
 
@@ -55,6 +58,11 @@ class FrontConfig:
     def loaded_models(self) -> Path:
         """The map of models that may be called: a file at the start, HAProxy's memory after it."""
         return self.folder / "models.map"
+
+    @property
+    def figures(self) -> Path:
+        """The socket on which HAProxy tells its own Prometheus figures."""
+        return self.folder / "figures.sock"
 
     @property
     def runtime(self) -> Path:
@@ -150,8 +158,8 @@ frontend api
     log-format '{_log_line()}'
 
 {_lines(_paths(config))}
-    acl known path /ping /info /execution-parameters
-    acl reads path /ping /info /execution-parameters
+    acl known path /ping /info /metrics /execution-parameters
+    acl reads path /ping /info /metrics /execution-parameters
     acl ping path /ping
     acl invocations var(txn.invocation) -m found
     acl get method GET HEAD
@@ -213,7 +221,12 @@ def _refusals(config: FrontConfig) -> list[str]:
         ),
     ]
     return [
-        _refuse(404, "not_found", f"known paths are /ping, /info, /execution-parameters, {inference}", "unless known"),
+        _refuse(
+            404,
+            "not_found",
+            f"known paths are /ping, /info, /metrics, /execution-parameters, {inference}",
+            "unless known",
+        ),
         _refuse(405, "method_not_allowed", "use GET", "if reads !get", allow="GET, HEAD"),
         _refuse(405, "method_not_allowed", "use POST", "if invocations !post", allow="POST"),
         *(managed if config.multi_model else []),
@@ -226,7 +239,7 @@ def _refusals(config: FrontConfig) -> list[str]:
         _refuse(
             415,
             "unsupported_media_type",
-            f"send a photo or JSON with a Content-Type of {', '.join(api.CONTENT_TYPES)}",
+            f"send a photo or JSON, with a Content-Type of {', '.join(api.CONTENT_TYPES)}",
             "if invocations !offered",
         ),
         _refuse(400, "bad_request", f"a header is longer than {_MAX_HEADER_BYTES} bytes", f"if {long_header}"),
@@ -285,6 +298,10 @@ def _log_line() -> str:
 def _backends(config: FrontConfig) -> str:
     translate = _lines(f"http-response {rule}" for rule in _MMS_RULES)
     return f"""\
+frontend figures
+    bind unix@{config.figures} mode 600
+    http-request use-service prometheus-exporter
+
 backend ping
     timeout server 1500ms
     http-request set-uri /health
@@ -335,7 +352,7 @@ _MMS_RULES = (
     ),
     _refuse(400, "bad_request", "the request cannot be understood", f"if {{ status 400:499 }} {_FOREIGN}"),
     # Data capture and clients that compare the whole value know the plain name.
-    f"set-header content-type {api.JSON} if {{ res.hdr(content-type) -m beg {api.JSON} }}",
+    "replace-header content-type ^([^;]+);.*$ \\1",
     "del-header pragma",
     "del-header expires",
 )

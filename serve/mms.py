@@ -21,7 +21,9 @@ from typing import Any
 
 from container.errors import ConfigError
 from serve.logs import log
-from serve.shape import Shape
+from serve.machine import MIB
+from serve.metrics import FOLDER_VARIABLE
+from serve.shape import SLACK_MIB, Shape
 from serve.unix import request
 
 MODEL = "model"
@@ -44,6 +46,11 @@ class MmsPlace:
     def home(self) -> Path:
         """MMS starts workers from <home>/mms/model_service_worker.py."""
         return self.folder / "home"
+
+    @property
+    def metrics(self) -> Path:
+        """Workers' figures (serve.metrics)."""
+        return self.folder / "metrics"
 
     def model(self, name: str) -> Path:
         """What MMS takes for a model: a folder that holds our settings and nothing else.
@@ -116,7 +123,7 @@ def properties(
         "default_response_timeout_seconds": max(_LEAST_TIMEOUT_S, round(work_s) + 30),
         "unregister_model_timeout": 60,
         "job_queue_size": queue,
-        "max_request_size": max_payload_bytes,
+        "max_request_size": max_payload_bytes + SLACK_MIB * MIB,
         "max_response_size": max_payload_bytes,
         "number_of_netty_threads": 2,
         "netty_client_threads": 2,
@@ -184,6 +191,7 @@ def launcher(python: str, worker: Path) -> str:
 
 def prepare(place: MmsPlace, config_text: str) -> None:
     """Write the files that MMS reads at its start."""
+    place.metrics.mkdir()
     scripts = place.home / "mms"
     scripts.mkdir(parents=True)
     (scripts / "model_service_worker.py").write_text(launcher(sys.executable, Path(__file__).parent / "worker.py"))
@@ -257,10 +265,10 @@ def command(place: MmsPlace, shape: Shape, native: Path | None) -> list[str]:
     ]
 
 
-def environment(env: Mapping[str, str]) -> dict[str, str]:
+def environment(env: Mapping[str, str], place: MmsPlace) -> dict[str, str]:
     """The environment of Java and the workers: MMS_CONFIG_FILE and MODEL_SERVER_HOME would beat our settings.
 
     ONNX Runtime of version 1.29 and later reports to its makers unless ORT_DISABLE_TELEMETRY is set.
     """
     kept = {name: value for name, value in env.items() if not re.match(r"MMS_|MODEL_SERVER_HOME$|PYTHON", name)}
-    return {**kept, "ORT_DISABLE_TELEMETRY": "1"}
+    return {**kept, "ORT_DISABLE_TELEMETRY": "1", FOLDER_VARIABLE: str(place.metrics)}

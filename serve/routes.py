@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
+from prometheus_client import CONTENT_TYPE_LATEST
+
 from container.errors import KennelError, RequestError
 from serve.control import Call, Reply
 from serve.logs import log
@@ -22,6 +24,7 @@ class Routes:
     ready: Callable[[], bool]
     info: Callable[[], dict[str, Any]]
     execution_parameters: Callable[[], dict[str, Any]]
+    metrics: Callable[[], bytes]
     models: Models | None
 
     def answer(self, call: Call) -> Reply:
@@ -42,6 +45,8 @@ class Routes:
                 return Reply(HTTPStatus.OK, self.info())
             case ["execution-parameters"]:
                 return Reply(HTTPStatus.OK, self.execution_parameters())
+            case ["metrics"]:
+                return Reply(HTTPStatus.OK, self.metrics(), content_type=CONTENT_TYPE_LATEST)
             case ["models", *name] if self.models and len(name) < 2:
                 return Reply(HTTPStatus.OK, _models(call, name[0] if name else "", self.models))
         return _error(404, "not_found", "there is nothing at this path", call.request_id)

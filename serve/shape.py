@@ -22,6 +22,9 @@ _LOADING_FACTOR = 2.2
 _PHOTO_MIB = 256
 # More threads than this gain little on one 224 x 224 photo.
 _MAX_THREADS = 4
+# Only a chunked body can turn out larger than the limit when it is on its way to MMS already. Where MMS itself stops
+# one, its answer may be lost; up to this much more is taken in, and refused by the worker.
+SLACK_MIB = 8
 # Bodies too large for the front's buffer may arrive at MMS side by side, so that a slow one delays no other.
 _LARGE_BODIES = (8, 4, 2, 1)
 
@@ -108,7 +111,7 @@ def _shape(config: ServeConfig, machine: Machine, workers: int, large_bodies: in
 
 
 def _sum(config: ServeConfig, machine: Machine, workers: int, slots: int, large_bodies: int, workers_mib: int) -> Shape:
-    bodies_mib = (slots + large_bodies) * config.max_payload_mib
+    bodies_mib = (slots + large_bodies) * config.max_payload_mib + large_bodies * SLACK_MIB
     heap_mib = 64 + 2 * bodies_mib  # MMS copies a body once on its way to a worker.
     direct_mib = 32 + bodies_mib
     java_mib = _JVM_MIB + heap_mib + direct_mib

@@ -6,10 +6,14 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+
+from prometheus_client.metrics_core import Metric
 
 from container.artifact import Manifest, find_artifact, load_manifest, verify_files
 from container.contract import DRAIN_S
@@ -17,15 +21,16 @@ from container.errors import ConfigError, ServingError
 from serve import front, mms
 from serve.config import ServeConfig
 from serve.control import Control
-from serve.front import FrontConfig, FrontRuntime
+from serve.front import FIGURES, FrontConfig, FrontRuntime
 from serve.logs import log
 from serve.machine import Machine
+from serve.metrics import exposition, gauge
 from serve.mms import MODEL, MmsPlace
 from serve.models import Models, memory_for_models
 from serve.processes import Processes
 from serve.routes import Routes
 from serve.shape import Shape, choose_multi_model_shape, choose_shape
-from serve.unix import listens
+from serve.unix import listens, request
 
 _TICK_S = 0.25
 # A worker's own timer runs out after the front's, so that the front is the one to answer; MMS's is later still.
@@ -68,13 +73,17 @@ class Stack:
     def start(self, processes: Processes, env: Mapping[str, str]) -> None:
         """Start control, then HAProxy, so that /ping is answered from the first moment, then MMS."""
         routes = Routes(
-            ready=self.ready, info=self.info, execution_parameters=self.execution_parameters, models=self._models
+            ready=self.ready,
+            info=self.info,
+            execution_parameters=self.execution_parameters,
+            metrics=self.metrics,
+            models=self._models,
         )
         self._control.start(routes.answer)
         path = self._place.folder / "haproxy.cfg"
         path.write_text(front.configuration(self._front))
         self._front.loaded_models.write_text("")
-        processes.start("front", [front.haproxy(), "-db", "-q", "-f", str(path)], env=env)
+        processes.start("front", [front.haproxy(), "-db", "-f", str(path)], env=env, retell_errors=True)
         properties = mms.properties(
             self._place,
             self._shape,
@@ -86,7 +95,9 @@ class Stack:
         if self._artifact:
             settings = {**self._worker_settings(), "artifact": str(self._artifact.folder)}
             mms.write_settings(self._place.model(MODEL), settings)
-        processes.start("mms", mms.command(self._place, self._shape, self._native), env=mms.environment(env))
+        processes.start(
+            "mms", mms.command(self._place, self._shape, self._native), env=mms.environment(env, self._place)
+        )
 
     def verify(self) -> None:
         """Compare the artifact with its manifest while Java starts; raises ArtifactError."""
@@ -110,8 +121,31 @@ class Stack:
             "model": {"architecture": manifest.architecture, "version": manifest.version, "created": manifest.created},
             "class_names": list(manifest.class_names),
             "metrics": dict(manifest.metrics),
+            "precision": manifest.precision,
+            "confidence_threshold": manifest.confidence_threshold,
+            "embedding_length": self._control.fleet.embedding_lengths.get(MODEL),
             "limits": limits,
         }
+
+    def metrics(self) -> bytes:
+        """What /metrics answers: workers' figures, ours, and HAProxy's."""
+        try:
+            _, figures = request(f"unix:{self._front.figures}", "GET", FIGURES, timeout_s=2)
+        except (OSError, HTTPException):
+            figures = b""  # HAProxy is on its way out.
+        return exposition(self._place.metrics, self._gauges) + figures
+
+    def _gauges(self) -> Iterator[Metric]:
+        fleet = self._control.fleet
+        by_model = Counter(worker.model for worker in fleet.all())
+        for model, count in by_model.items():
+            yield gauge("kennel_workers", "Workers that are loaded", {"model": model}, count)
+        yield gauge("kennel_workers_ended", "Workers that have ended since the start", {}, fleet.ended)
+        yield gauge("kennel_ready", "What /ping says: 1 for 200", {}, self.ready())
+        if self._artifact:
+            manifest = self._artifact.manifest
+            labels = {"architecture": manifest.architecture, "version": manifest.version}
+            yield gauge("kennel_model_info", "The model that is served", labels, 1)
 
     def execution_parameters(self) -> dict[str, Any]:
         """How batch transform should call: as many calls at once as there are workers, one photo each."""
@@ -189,6 +223,8 @@ class Stack:
             "threads": self._shape.threads,
             "timeout_s": self._config.work_s + _WORKER_GRACE_S,
             "control": str(self._control.workers_address),
+            "max_payload_bytes": self._config.max_payload_bytes,
+            "default_accept": self._config.default_accept,
         }
 
     def _open_models(self) -> Models:

@@ -69,7 +69,7 @@ def test_mms_gets_exactly_these_properties() -> None:
         "default_response_timeout_seconds=240",
         "unregister_model_timeout=60",
         "job_queue_size=10",
-        "max_request_size=26214400",
+        "max_request_size=34603008",
         "max_response_size=26214400",
         "number_of_netty_threads=2",
         "netty_client_threads=2",
@@ -97,7 +97,11 @@ def test_java_is_started_directly_with_the_memory_of_the_shape() -> None:
 
 def test_variables_that_would_beat_the_configuration_do_not_reach_mms() -> None:
     env = {"MMS_CONFIG_FILE": "x", "MODEL_SERVER_HOME": "x", "PYTHONPATH": "x", "PATH": "/bin"}
-    assert mms.environment(env) == {"PATH": "/bin", "ORT_DISABLE_TELEMETRY": "1"}
+    assert mms.environment(env, PLACE) == {
+        "PATH": "/bin",
+        "ORT_DISABLE_TELEMETRY": "1",
+        "PROMETHEUS_MULTIPROC_DIR": "/run/k/metrics",
+    }
 
 
 def test_netty_s_library_is_unpacked_from_the_jar(tmp_path: Path) -> None:
