@@ -66,6 +66,7 @@ class Manifest:
     top_k: int
     network: str = NETWORK
     precision: str = "float32"
+    # What logits are divided by before the softmax, and the probability from which an answer counts as confident.
     temperature: float = 1.0
     confidence_threshold: float | None = None
     head: str = "linear"
@@ -131,7 +132,9 @@ class Manifest:
             network=str(value.get("network", NETWORK)),
             precision=str(value.get("precision", "float32")),
             temperature=float(value.get("temperature", 1.0)),
-            confidence_threshold=_optional_float(value.get("confidence_threshold")),
+            confidence_threshold=None
+            if value.get("confidence_threshold") is None
+            else float(value["confidence_threshold"]),
             head=str(value.get("head", "linear")),
             files=files,
             metrics=dict(value.get("metrics", {})),
@@ -144,8 +147,8 @@ class Manifest:
         odd = [name for name in files if Path(name).name != name or name.startswith(".")]
         if odd:
             raise ArtifactError(f"{MANIFEST} lists {odd[0]!r}; files lie beside the manifest, by a plain name")
-        if not manifest.temperature > 0:
-            raise ArtifactError(f"{MANIFEST} has temperature {manifest.temperature}; it divides logits: above 0")
+        if not 0 < manifest.temperature < float("inf"):
+            raise ArtifactError(f"{MANIFEST} has the temperature {manifest.temperature}; it must be above 0")
         if len(manifest.class_names) < 2:
             raise ArtifactError(f"{MANIFEST} has {len(manifest.class_names)} class name(s); at least 2 are needed")
         return manifest

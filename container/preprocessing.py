@@ -98,7 +98,7 @@ def preprocess(data: bytes, spec: Preprocessing) -> Float32Array:
 
 
 def open_photo(data: bytes, *, min_side: int) -> Image.Image:
-    """Decode a photo to RGB or L, its orientation not yet applied (see `upright`).
+    """Decode a photo to RGB or L, its orientation not yet applied (see `upright`); `info["size"]` is its full size.
 
     JPEGs are decoded at the smallest DCT scale (1/2, 1/4, 1/8) that leaves the shorter side at `min_side` pixels or
     more. Transparent pixels are shown on white, 16-bit greys are scaled to 8 bits, animations give their first frame.
@@ -106,6 +106,7 @@ def open_photo(data: bytes, *, min_side: int) -> Image.Image:
     try:
         file = Image.open(io.BytesIO(data), formats=FORMATS)
         _check_pixels(file)
+        size = file.size
         file.draft(None, _draft_size(file, min_side))
         file.load()
         orientation = _orientation(file)
@@ -116,7 +117,7 @@ def open_photo(data: bytes, *, min_side: int) -> Image.Image:
         raise PhotoTooLargeError(f"the photo has more than {MAX_PIXELS:,} pixels; scale it down") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others.
         raise PhotoError(_unreadable(data, error)) from error
-    photo.info = {"orientation": orientation}
+    photo.info = {"orientation": orientation, "size": size}
     return photo
 
 
