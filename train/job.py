@@ -95,7 +95,8 @@ class Job:
     @property
     def checkpoints(self) -> Path | None:
         """Where the platform, or the user, wants checkpoints: SageMaker makes the folder if they were asked for."""
-        return self.paths.checkpoints if self.paths.checkpoints.is_dir() else None
+        folder = checkpoint_folder(self.paths)
+        return folder if folder.is_dir() else None
 
     @property
     def batchnorm_frozen(self) -> bool:
@@ -120,6 +121,15 @@ class Job:
             EvaluationPhotos(own, self.spec), batch_size=self.config.batch_size, workers=min(self.workers, len(own))
         )
         return predict(model, loader, Normaliser(self.spec, self.world.device), world=self.world)
+
+
+def checkpoint_folder(paths: SageMakerPaths) -> Path:
+    """/opt/ml/checkpoints, or the LocalPath that the job's CheckpointConfig names."""
+    try:
+        value = json.loads((paths.config / "checkpointconfig.json").read_text(encoding="utf-8"))
+        return Path(value.get("LocalPath") or paths.checkpoints)
+    except (OSError, ValueError, AttributeError, TypeError):
+        return paths.checkpoints
 
 
 def report_findings(findings: Findings, paths: SageMakerPaths, *, strict: bool) -> None:
