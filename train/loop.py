@@ -40,8 +40,8 @@ from train.stop import STOP
 Loader = DataLoader[tuple[Tensor, Tensor]]
 State = dict[str, Tensor]
 
-# Steps in a row whose gradients are not numbers, after which training is given up.
-_MAX_BAD_STEPS: Final = 5
+# Steps in a row whose gradients are not numbers, after which training is given up. float16 may skip some at its start.
+_MAX_BAD_STEPS: Final = 20
 
 
 @dataclass(frozen=True)
