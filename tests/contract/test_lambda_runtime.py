@@ -119,6 +119,16 @@ def test_errors_come_back_as_answers_not_as_function_errors(warm: Function, runt
     assert not [secret for secret in SECRETS if secret in result.payload.decode()]
 
 
+@pytest.mark.parametrize("text", ["\ud800", "é", "\x00", "<script>"])
+def test_whatever_is_quoted_back_can_be_sent_back(warm: Function, runtime: RuntimeStandIn, text: str) -> None:
+    http = {**event("rest_api_json"), "body": text}
+    values = [{"s3": text}, {text: 1}, {"url": f"https://{text}.example.com/"}, {"image": text}, text, http]
+    results = [warm.invoke(value) for value in values]
+
+    assert [result.failed for result in results] == [False] * len(values)
+    assert {result.value.get("statusCode") or result.value["error"]["status"] for result in results} <= {400, 403}
+
+
 def test_a_notification_that_must_be_tried_again_is_a_function_error(warm: Function, runtime: RuntimeStandIn) -> None:
     result = warm.invoke(event("s3_created"))  # No bucket is allowed.
 
