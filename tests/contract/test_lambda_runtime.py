@@ -6,7 +6,6 @@ import io
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import threading
@@ -38,6 +37,8 @@ from tests.lambda_runtime import (
     service_error,
 )
 from tests.support import encoded, free_port, picture, wait_until
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -209,14 +210,15 @@ def test_pillow_is_packaged_for_lambdas_platform_on_request(architecture: str) -
 
 
 def _emulator() -> Path | None:
-    """The runtime interface emulator that aws-sam-cli ships, where `sam` is on PATH."""
-    sam = shutil.which("sam")
+    """The runtime interface emulator that aws-sam-cli ships, where that is installed in .venv-sam."""
     architecture = {"aarch64": "arm64"}.get(platform.machine(), platform.machine())
-    folders = Path(sam).resolve().parent.parent.glob("lib/python3*/site-packages/samcli/local/rapid") if sam else ()
-    return next((folder / f"aws-lambda-rie-{architecture}" for folder in folders), None)
+    pattern = f"lib/python3*/site-packages/samcli/local/rapid/aws-lambda-rie-{architecture}"
+    return next((REPOSITORY / ".venv-sam").glob(pattern), None)
 
 
-@pytest.mark.skipif(_emulator() is None, reason="aws-sam-cli is not on PATH: no runtime interface emulator")
+@pytest.mark.skipif(
+    _emulator() is None, reason="needs .venv-sam: python -m venv .venv-sam && .venv-sam/bin/pip install aws-sam-cli"
+)
 def test_in_the_emulator_that_aws_ships(root: Path, runtime: RuntimeStandIn, tmp_path: Path) -> None:
     front, api = free_port(), free_port()
     addresses = (
