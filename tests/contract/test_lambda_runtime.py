@@ -9,7 +9,6 @@ import platform
 import subprocess
 import sys
 import threading
-import urllib.request
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import boto3
 import botocore.exceptions
+import httpx
 import pytest
 from botocore.config import Config
 
@@ -89,11 +89,9 @@ def test_recorded_events_through_the_real_runtime(warm: Function, runtime: Runti
 
 def test_a_photo_through_a_function_url(warm: Function, runtime: RuntimeStandIn) -> None:
     with function_url(lambda value: warm.invoke(value).value) as address:
-        request = urllib.request.Request(f"{address}/", encoded(picture(), "JPEG"), {"Content-Type": "image/jpeg"})  # noqa: S310 - http
-        with urllib.request.urlopen(request) as response:  # noqa: S310
-            answer = json.load(response)
+        response = httpx.post(f"{address}/", content=encoded(picture(), "JPEG"), headers={"Content-Type": "image/jpeg"})
 
-    assert answer["label"] == "Affenpinscher"
+    assert response.json()["label"] == "Affenpinscher"
 
 
 def test_cold_and_warm_calls_are_told_apart_in_the_log(root: Path, runtime: RuntimeStandIn) -> None:
