@@ -41,6 +41,10 @@ class TrainingError(KennelError):
     """Training itself failed: a loss that is not a number, an export that does not agree with its network."""
 
 
+class ServingError(KennelError):
+    """Serving cannot go on: a program of the stack ended, or no worker comes back."""
+
+
 class RequestError(KennelError):
     """The caller of the endpoint can mend it."""
 

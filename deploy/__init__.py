@@ -1,0 +1,1 @@
+"""The laptop's side: the demo, pushing, deploying. Never in the image."""

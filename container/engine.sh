@@ -1,0 +1,81 @@
+#!/bin/sh
+# Print the command of a container engine that answers, starting or installing one where that is possible.
+#
+#   container/engine.sh find      an engine that answers now, or exit 1
+#   container/engine.sh ensure    the same, but first start an installed one, or install docker.io (root, Debian or
+#                                 Ubuntu; asks on a terminal)
+#
+# A client is no engine: an engine is what `info` answers for. Docker needs BuildKit: its client 20.10 has it built
+# in, later ones need the buildx plugin.
+set -eu
+
+say() { echo "engine: $*" >&2; }
+
+# Every docker on PATH, then podman: a client without BuildKit may stand before one with it.
+candidates() {
+    echo "$PATH" | tr ':' '\n' | while read -r folder; do
+        if [ -x "$folder/docker" ]; then echo "$folder/docker"; fi
+    done
+    command -v podman || true
+}
+
+can_build() {
+    case $1 in *podman) return 0 ;; esac
+    "$1" buildx version >/dev/null 2>&1 && return 0
+    major=$("$1" version --format '{{.Client.Version}}' 2>/dev/null | cut -d. -f1)
+    [ "${major:-99}" -lt 23 ]
+}
+
+find_engine() {
+    for engine in $(candidates); do
+        if "$engine" info >/dev/null 2>&1 && can_build "$engine"; then
+            echo "$engine"
+            return 0
+        fi
+    done
+    return 1
+}
+
+start_docker() {
+    command -v dockerd >/dev/null || return 1
+    if [ "$(id -u)" -ne 0 ]; then
+        say "docker is installed but does not answer; start it (sudo systemctl start docker) and see that you are in its group"
+        return 1
+    fi
+    say "docker is installed but does not answer; starting it"
+    if [ -d /run/systemd/system ]; then
+        systemctl start docker
+    else
+        setsid dockerd >/var/log/dockerd.log 2>&1 </dev/null &
+    fi
+    waited=0
+    until find_engine; do
+        waited=$((waited + 1))
+        if [ "$waited" -gt 60 ]; then
+            say "dockerd did not answer within 60 s; its last words: $(tail -n 3 /var/log/dockerd.log 2>/dev/null)"
+            return 1
+        fi
+        sleep 1
+    done
+}
+
+install_docker() {
+    if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
+        say "no container engine was found; install Docker (https://docs.docker.com/engine/install) or Podman, then run this again"
+        return 1
+    fi
+    if [ -t 0 ]; then
+        printf 'No container engine was found. Install docker.io from the distribution (about 250 MB)? [Y/n] ' >&2
+        read -r answer
+        case $answer in [nN]*) return 1 ;; esac
+    else
+        say "no container engine was found; installing docker.io from the distribution"
+    fi
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends docker.io; } >/dev/null
+}
+
+case ${1:-} in
+    find) find_engine ;;
+    ensure) find_engine || start_docker || { ! command -v dockerd >/dev/null && install_docker && { find_engine || start_docker; }; } ;;
+    *) say "usage: container/engine.sh find|ensure"; exit 2 ;;
+esac

@@ -1,0 +1,132 @@
+"""`make demo`: train on real images, serve the result, and ask it about images that it has not seen.
+
+photos -> train (in the container) -> demo/opt-ml/model -> serve (the same image) -> answers
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from deploy import demo_data
+from deploy.programs import ROOT, Programs, container_or_host, free_port, wait_until_ready
+
+FOLDER = ROOT / "demo"
+EPOCHS = 12
+ROWS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Answer:
+    truth: str
+    label: str
+    probability: float
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    base, held_out = prepare(arguments.data)
+    programs = container_or_host(engine=arguments.engine != "none")
+    train(programs, base, image_size=32 if arguments.data is None else 128)
+    answers = serve_and_ask(programs, base, held_out)
+    show(answers, base)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m deploy.demo", description=__doc__)
+    parser.add_argument(
+        "--data", type=Path, help="a folder with one folder of photos per class; default: handwritten digits"
+    )
+    parser.add_argument("--engine", choices=["auto", "none"], default="auto", help="none: run without a container")
+    return parser.parse_args()
+
+
+def prepare(data: Path | None) -> tuple[Path, Path]:
+    """Lay out /opt/ml below demo/ and return it with the folder of held-out photos."""
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    base, held_out = FOLDER / "opt-ml", FOLDER / "held-out"
+    for folder in ("input/data", "model", "output"):
+        (base / folder).mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        if data is None:
+            demo_data.write_digits(Path(scratch))
+        classes = demo_data.photos_by_class(data or Path(scratch))
+        demo_data.hold_out(classes, training=base / "input/data/training", held_out=held_out)
+    print(f"{sum(map(len, classes.values()))} photos of {len(classes)} classes are in {FOLDER}", flush=True)
+    return base, held_out
+
+
+def train(programs: Programs, base: Path, *, image_size: int) -> None:
+    """Train a ResNet-18 from scratch; the bar follows the lines that training prints, one an epoch."""
+    hyperparameters = {"architecture": "resnet18", "pretrained": "false", "image-size": image_size, "epochs": EPOCHS}
+    flags = [word for name, value in hyperparameters.items() for word in (f"--{name}", str(value))]
+    training = programs.train(base, flags)
+    for line in with_progress(training, f"training {programs.where}"):
+        print(line, flush=True)
+    if training.wait() != 0:
+        raise SystemExit(f"training failed: {(base / 'output/failure').read_text(encoding='utf-8')}")
+
+
+def with_progress(training: subprocess.Popen[str], title: str) -> Iterator[str]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("epoch {task.completed} of {task.total}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns) as progress:
+        task = progress.add_task(title, total=EPOCHS)
+        for line in training.stdout or ():
+            if match := re.match(r"epoch (\d+)/(\d+)", line):
+                progress.update(task, completed=int(match[1]), total=int(match[2]))
+            yield line.rstrip("\n")
+
+
+def serve_and_ask(programs: Programs, base: Path, held_out: Path) -> list[Answer]:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    print(f"serving {programs.where} on {url}", flush=True)
+    with programs.serve(base, port), httpx.Client(base_url=url, timeout=60) as client:
+        wait_until_ready(url, timeout_s=120)
+        return [ask(client, photo) for photo in sorted(held_out.rglob("*.*"))]
+
+
+def ask(client: httpx.Client, photo: Path) -> Answer:
+    response = client.post(
+        "/invocations", content=photo.read_bytes(), headers={"Content-Type": "application/octet-stream"}
+    )
+    response.raise_for_status()
+    prediction = response.json()
+    return Answer(truth=photo.parent.name, label=prediction["label"], probability=prediction["probability"])
+
+
+def show(answers: Sequence[Answer], base: Path) -> None:
+    table = Table(
+        "photo of", "prediction", "probability", title=f"{ROWS_SHOWN} of {len(answers)} photos that it had not seen"
+    )
+    for answer in answers[:: max(1, len(answers) // ROWS_SHOWN)][:ROWS_SHOWN]:
+        style = None if answer.truth == answer.label else "red"
+        table.add_row(answer.truth, answer.label, f"{answer.probability:.3f}", style=style)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"The artifact is in {base / 'model'}. Next: make demo DATA=<a folder with one folder of photos per class>",
+        soft_wrap=True,
+    )
+    right = sum(answer.truth == answer.label for answer in answers)
+    print(f"accuracy {100 * right / len(answers):.1f} %", flush=True)
+
+
+if __name__ == "__main__":
+    main()

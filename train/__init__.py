@@ -1,0 +1,1 @@
+"""Training: channels of photos -> an artifact in the model folder."""

@@ -1,0 +1,279 @@
+"""The folders of photos that SageMaker, or a user's -v, puts under /opt/ml/input/data.
+
+A channel holds a folder a class. Several names are understood for each channel, and one channel whose root holds
+train/, valid/ and test/ counts as three.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from container.contract import SageMakerPaths
+from container.errors import DataError
+from train.config import did_you_mean
+
+ALIASES: Final[Mapping[str, tuple[str, ...]]] = {
+    "training": ("training", "train"),
+    "validation": ("validation", "valid", "val"),
+    "test": ("test",),
+    "pretrained": ("pretrained",),
+}
+# Of a training channel's photos, the share that validates where no validation channel is given.
+VALIDATION_SHARE: Final = 0.2
+
+PHOTO_SUFFIXES: Final = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif")
+)
+_NUMBERED: Final = re.compile(r"(\d+)\.(.+)")
+_LAYOUT: Final = "laid out as training/<class>/*.jpg"
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A file and the index of its class."""
+
+    path: Path
+    label: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Channels:
+    """Folders by canonical name, as they lie on disk."""
+
+    training: Path
+    validation: Path | None = None
+    test: Path | None = None
+    pretrained: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoSets:
+    """What is trained on, selected by, and tested with; labels are indices into `class_names`."""
+
+    class_names: tuple[str, ...]
+    training: tuple[Photo, ...]
+    validation: tuple[Photo, ...]
+    test: tuple[Photo, ...] = ()
+
+
+def find_channels(paths: SageMakerPaths) -> Channels:
+    """Locate the channels: by inputdataconfig.json or, without one, by the folders present.
+
+    Raises DataError for Pipe mode, two names of one channel, and a missing training channel.
+    """
+    folders = _by_role(_named_folders(paths), paths)
+    if "training" not in folders:
+        raise DataError(_no_training(paths))
+    return Channels(**{**_split_layout(folders.pop("training")), **folders})
+
+
+def _named_folders(paths: SageMakerPaths) -> dict[str, Path]:
+    config = _input_data_config(paths.input_data_config)
+    piped = [name for name, entry in config.items() if entry.get("TrainingInputMode") == "Pipe"]
+    if piped:
+        raise DataError(f"channel {piped[0]!r} is in Pipe mode, which is not supported; use File or FastFile mode")
+    # SageMaker puts `<channel>-manifest` files beside the channels: where it names them, nothing else is looked at.
+    if config:
+        return {name: paths.channel(name) for name in config}
+    if not paths.data.is_dir():
+        return {}
+    return {path.name: path for path in sorted(paths.data.iterdir()) if path.is_dir() and path.name[0] != "."}
+
+
+def _input_data_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(config, dict) or not all(isinstance(entry, dict) for entry in config.values()):
+        raise DataError(f"{path} must hold an object of channels, {{name: {{…}}}}")
+    return config
+
+
+def _by_role(named: Mapping[str, Path], paths: SageMakerPaths) -> dict[str, Path]:
+    roles = {alias: role for role, aliases in ALIASES.items() for alias in aliases}
+    found: dict[str, Path] = {}
+    for name, path in named.items():
+        role = roles.get(name.lower())
+        if role is None:
+            known = [alias for aliases in ALIASES.values() for alias in aliases]
+            print(f"warning: channel {name!r} is not used{did_you_mean(name.lower(), known)}", flush=True)
+            continue
+        if role in found:
+            raise DataError(f"channels {found[role].name!r} and {name!r} both mean {role}; give one of them")
+        if not path.is_dir():
+            raise DataError(f"channel {name!r} is configured, but there is no folder {path}")
+        found[role] = path
+    return found
+
+
+def _no_training(paths: SageMakerPaths) -> str:
+    names = sorted(path.name for path in paths.data.iterdir()) if paths.data.is_dir() else []
+    found = f"found: {', '.join(names[:8])}" if names else f"{paths.data} holds nothing"
+    return (
+        f"there is no channel 'training' in {paths.data} ({found}); name one in the job's InputDataConfig, or mount "
+        f"photos with -v …/photos:{paths.channel('training')}"
+    )
+
+
+def _split_layout(root: Path) -> dict[str, Path]:
+    """Three channels where `root`, or the one folder in it, holds train/ beside valid/ or test/."""
+    entries = _folders(root)
+    if len(entries) == 1 and _is_split(_folders(entries[0])):
+        entries = _folders(entries[0])
+    if not _is_split(entries):
+        return {"training": root}
+    roles = {alias: role for role, aliases in ALIASES.items() for alias in aliases}
+    return {roles[path.name.lower()]: path for path in entries}
+
+
+def _is_split(entries: Sequence[Path]) -> bool:
+    names = {path.name.lower() for path in entries}
+    known = {alias for role in ("training", "validation", "test") for alias in ALIASES[role]}
+    return len(names) > 1 and names <= known and bool(names & set(ALIASES["training"]))
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def list_photos(channels: Channels) -> PhotoSets:
+    """List the photos of all channels, validation empty where no such channel is given (see `split_validation`).
+
+    Raises DataError for fewer than two classes, or classes that training does not have.
+    """
+    folders = _class_folders(channels.training)
+    class_names = display_names([folder.name for folder in folders])
+    labels = {folder.name: label for label, folder in enumerate(folders)}
+    labels |= {name: label for label, name in enumerate(class_names)}
+    photos = {
+        role: _other_channel(role, root, labels)
+        for role, root in (("validation", channels.validation), ("test", channels.test))
+        if root is not None
+    }
+    return PhotoSets(
+        class_names=class_names,
+        training=_photos(folders, range(len(folders))),
+        validation=photos.get("validation", ()),
+        test=photos.get("test", ()),
+    )
+
+
+def without(sets: PhotoSets, unreadable: Container[Path]) -> PhotoSets:
+    """Leave the named files out. Raises DataError where a class, or a channel, is left empty."""
+
+    def kept(photos: Sequence[Photo]) -> tuple[Photo, ...]:
+        return tuple(photo for photo in photos if photo.path not in unreadable)
+
+    left = replace(sets, training=kept(sets.training), validation=kept(sets.validation), test=kept(sets.test))
+    _check_classes(left)
+    for role in ("validation", "test"):
+        if getattr(sets, role) and not getattr(left, role):
+            raise DataError(f"channel {role!r} holds no readable photo")
+    return left
+
+
+def _check_classes(sets: PhotoSets) -> None:
+    if not sets.training:
+        raise DataError(f"channel 'training' holds no photos; expected JPEG, PNG or WebP files, {_LAYOUT}")
+    filled = {photo.label for photo in sets.training}
+    empty = [name for label, name in enumerate(sets.class_names) if label not in filled]
+    if empty:
+        raise DataError(
+            f"channel 'training' has {len(empty)} class folder(s) without a readable photo ({', '.join(empty[:8])}); "
+            "add photos or remove the folders"
+        )
+
+
+def _class_folders(root: Path) -> list[Path]:
+    folders = _folders(root)
+    if len(folders) < 2:
+        names = ", ".join(folder.name for folder in folders) or "none"
+        raise DataError(
+            f"channel 'training' holds {len(folders)} class folder(s) ({names}) in {root}; "
+            f"it needs at least 2, {_LAYOUT}"
+        )
+    if all(_NUMBERED.fullmatch(folder.name) for folder in folders):
+        folders.sort(key=lambda folder: int(folder.name.partition(".")[0]))
+    return folders
+
+
+def display_names(folder_names: Sequence[str]) -> tuple[str, ...]:
+    """`001.Affenpinscher` is shown as `Affenpinscher`, where every folder is numbered and no two become the same."""
+    matches = [_NUMBERED.fullmatch(name) for name in folder_names]
+    shown = tuple(match[2] for match in matches if match)  # shorter where a folder has no number
+    return shown if len(set(shown)) == len(folder_names) else tuple(folder_names)
+
+
+def _photos(folders: Iterable[Path], labels: Iterable[int]) -> tuple[Photo, ...]:
+    photos: list[Photo] = []
+    ignored: list[Path] = []
+    for folder, label in zip(folders, labels, strict=True):
+        for path in sorted(folder.rglob("*")):
+            if path.name.startswith(".") or path.is_dir():
+                continue  # ".DS_Store", and the "._*" files that macOS adds to archives
+            if path.suffix.lower() in PHOTO_SUFFIXES:
+                photos.append(Photo(path, label))
+            else:
+                ignored.append(path)
+    if ignored:
+        print(f"warning: {len(ignored)} file(s) that are not photos are ignored, such as {ignored[0]}", flush=True)
+    return tuple(photos)
+
+
+def _other_channel(role: str, root: Path, labels: Mapping[str, int]) -> tuple[Photo, ...]:
+    folders = _folders(root)
+    found = [labels.get(folder.name, labels.get(_unnumbered(folder.name))) for folder in folders]
+    unknown = [folder.name for folder, label in zip(folders, found, strict=True) if label is None]
+    if unknown:
+        raise DataError(
+            f"channel {role!r} has {len(unknown)} class folder(s) that training does not have "
+            f"({', '.join(unknown[:8])}) in {root}; use the same class folders in both"
+        )
+    photos = _photos(folders, [label for label in found if label is not None])
+    if not photos:
+        raise DataError(
+            f"channel {role!r} holds no photos in {root}; expected JPEG, PNG or WebP files in class folders"
+        )
+    return photos
+
+
+def _unnumbered(name: str) -> str:
+    match = _NUMBERED.fullmatch(name)
+    return match[2] if match else name
+
+
+def split_validation(sets: PhotoSets, *, seed: int) -> PhotoSets:
+    """Hold out a share of every class of training for validation, where there is no validation channel.
+
+    Drawn from class and file names, so that every host and every later run agrees. A class of one photo keeps it.
+    """
+    if sets.validation:
+        return sets
+    by_label: dict[int, list[Photo]] = {}
+    for photo in sets.training:
+        by_label.setdefault(photo.label, []).append(photo)
+    held_out: set[Path] = set()
+    for members in by_label.values():
+        count = min(len(members) - 1, max(1, round(len(members) * VALIDATION_SHARE)))
+        drawn = sorted(members, key=lambda photo: _draw(sets.class_names[photo.label], photo.path.name, seed))
+        held_out.update(photo.path for photo in drawn[:count])
+    if not held_out:
+        raise DataError("every class has a single photo, so none is left to validate with; add photos to the classes")
+    return replace(
+        sets,
+        training=tuple(photo for photo in sets.training if photo.path not in held_out),
+        validation=tuple(photo for photo in sets.training if photo.path in held_out),
+    )
+
+
+def _draw(class_name: str, file_name: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}:{class_name}/{file_name}".encode()).digest()

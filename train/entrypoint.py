@@ -1,0 +1,80 @@
+"""The process: what it is asked, how it ends, and what it leaves for SageMaker to read.
+
+Exit codes: 0 with a loadable artifact in the model folder; 143 (130 for ^C) stopped before there was anything to
+save; 1 for every other end. All but 0 leave a failure file.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+
+from container.contract import SageMakerPaths
+from container.errors import UserError
+from train import toolkit
+from train.config import TrainConfig, describe, help_text, read_command_line, read_hyperparameters
+from train.failure import failure_text, write_failure
+from train.stop import STOP, Stopped
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train as SageMaker's files and `arguments` ask; return the exit code."""
+    if "--help" in arguments or "-h" in arguments:
+        print(help_text())
+        return 0
+    if "--describe" in arguments:
+        print(json.dumps(describe(), indent=2))
+        return 0
+    _log_line_by_line()
+    paths = SageMakerPaths.from_env()
+    try:
+        STOP.install()
+        _prepare(paths)
+        given = read_hyperparameters(paths.hyperparameters)
+        config = TrainConfig.from_hyperparameters(given, read_command_line(arguments))
+        toolkit.run(functools.partial(train, paths, config), paths, given)
+    except BaseException as error:  # The translator: SystemExit, too, must not pass for success.
+        return _failed(paths, error)
+    return 0
+
+
+def train(paths: SageMakerPaths, config: TrainConfig) -> None:
+    """Run the job, and make sure that what it leaves can be served."""
+    from train.export import check_loadable  # torch takes seconds to import; a misspelt hyperparameter need not wait.
+    from train.job import run_job
+
+    run_job(paths, config)
+    check_loadable(paths.model)
+
+
+def _prepare(paths: SageMakerPaths) -> None:
+    """Make the folders that training writes to, without what an earlier run said of itself: containers are reused."""
+    for folder in (paths.model, paths.output_data):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{folder} cannot be made ({error.strerror}); mount a folder that can be written"
+            ) from error
+    paths.failure.unlink(missing_ok=True)
+    (paths.output / "success").unlink(missing_ok=True)
+
+
+def _failed(paths: SageMakerPaths, error: BaseException) -> int:
+    """Say why, in the log and in the failure file."""
+    if not isinstance(error, Stopped | UserError):
+        traceback.print_exception(error)
+    text = failure_text(error)
+    print(f"error: {text.partition(chr(10))[0]}", file=sys.stderr, flush=True)
+    write_failure(paths.failure, text)
+    return STOP.exit_code if isinstance(error, Stopped) else 1
+
+
+def _log_line_by_line() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
