@@ -66,8 +66,8 @@ class Estimate:
 
 
 @cache
-def load_prices(file: Path = Path(__file__).with_name("prices.toml")) -> Prices:
-    table: dict[str, Any] = tomllib.loads(file.read_text())
+def load_prices() -> Prices:
+    table: dict[str, Any] = tomllib.loads(Path(__file__).with_name("prices.toml").read_text())
     machines = {name: Machine(name=name, **row) for name, row in table["machines"].items()}
     return Prices(str(table["date"]), table["region"], machines, table["rates"])
 
@@ -108,7 +108,8 @@ def endpoint_month_words(instance_type: str, *, least: int, most: int) -> str:
     if machine is None:
         return f"{instance_type} is not in prices.toml"
     month = machine.sagemaker_hour * HOURS_A_MONTH
-    return f"${month * least:.0f} a month with {least}, ${month * most:.0f} with {most} (${machine.sagemaker_hour:.3f}/h each)"
+    each = f"${machine.sagemaker_hour:.3f}/h each"
+    return f"${month * least:.0f} a month with {least}, ${month * most:.0f} with {most} ({each})"
 
 
 def provisioned_month(environments: int, *, memory_mb: int = 512) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from deploy.aws import Aws
 from deploy.errors import AwsError, DeployError
@@ -52,7 +53,7 @@ def _require(aws: Aws, service: str, name: str, count: int) -> str:
     return f"quota '{name}' is {quota['Value']:g}; this needs {count}"
 
 
-def _quotas(aws: Aws, service: str) -> Iterator[dict[str, object] | dict[str, float]]:
+def _quotas(aws: Aws, service: str) -> Iterator[dict[str, Any]]:
     """The account's own values, then AWS's defaults for what was never changed."""
     yield from aws.pages("service-quotas", "list_service_quotas", "Quotas", ServiceCode=service)
     yield from aws.pages("service-quotas", "list_aws_default_service_quotas", "Quotas", ServiceCode=service)
