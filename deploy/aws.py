@@ -22,6 +22,7 @@ from botocore.exceptions import (
     ProfileNotFound,
     TokenRetrievalError,
 )
+from botocore.exceptions import ConnectionError as BotoConnectionError
 
 from deploy.errors import AwsError, DeployError
 from deploy.profile import Profile
@@ -160,7 +161,7 @@ def _translated(where: str) -> Iterator[None]:
         raise AwsError(where=where, code=detail.get("Code", "Unknown"), said=said) from error
     except (NoCredentialsError, PartialCredentialsError, ProfileNotFound, TokenRetrievalError) as error:
         raise AwsError(where=where, code="NoCredentials", said=str(error)) from error
-    except HTTPClientError as error:
+    except (BotoConnectionError, HTTPClientError) as error:
         raise AwsError(where=where, code="Unreachable", said=str(error)) from error
     except ParamValidationError as error:
         raise DeployError(f"{where}: {error}") from error

@@ -166,7 +166,9 @@ def _new_events(aws: Aws, source: LogSource, tokens: dict[str, str]) -> list[tup
 
 
 def _streams(aws: Aws, source: LogSource) -> list[str]:
-    request = {"logGroupName": source.group, "logStreamNamePrefix": source.prefix}
+    request = {"logGroupName": source.group}
+    if source.prefix:
+        request["logStreamNamePrefix"] = source.prefix
     first = aws.found("logs", "describe_log_streams", "ResourceNotFoundException", **request)
     if first is None:
         return []

@@ -74,19 +74,9 @@ def propose(aws: Aws, stack: Stack) -> ChangeSet:
     """Make a change set and read it."""
     _require_movable(aws, stack.name)
     creates = describe(aws, stack.name) is None
-    name = f"kennel-{uuid.uuid4().hex[:12]}"
-    arn = aws.call(
-        "cloudformation",
-        "create_change_set",
-        StackName=stack.name,
-        ChangeSetName=name,
-        ChangeSetType="CREATE" if creates else "UPDATE",
-        TemplateBody=stack.template,
-        Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in stack.parameters.items()],
-        Capabilities=["CAPABILITY_NAMED_IAM", "CAPABILITY_AUTO_EXPAND"],
-        Tags=aws.profile.tag_list(),
-        ImportExistingResources=stack.adopts,
-    )["Id"]
+    arn = _request(aws, stack, "CREATE" if creates else "UPDATE")
+    if not arn:
+        return ChangeSet("", (), creates)
     answer = _settled(aws, arn)
     if answer["Status"] == "FAILED":
         discard(aws, stack, ChangeSet(arn, (), creates))
@@ -95,6 +85,28 @@ def propose(aws: Aws, stack: Stack) -> ChangeSet:
         raise DeployError(f"change set of stack '{stack.name}'\nAWS said: {answer.get('StatusReason', 'nothing')}")
     steps = tuple(_step(change["ResourceChange"]) for change in answer.get("Changes", []) if "ResourceChange" in change)
     return ChangeSet(arn, steps, creates)
+
+
+def _request(aws: Aws, stack: Stack, kind: str) -> str:
+    """Ask for a change set; its ARN, or nothing where CloudFormation sees at once that nothing would change."""
+    try:
+        answer = aws.call(
+            "cloudformation",
+            "create_change_set",
+            StackName=stack.name,
+            ChangeSetName=f"kennel-{uuid.uuid4().hex[:12]}",
+            ChangeSetType=kind,
+            TemplateBody=stack.template,
+            Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in stack.parameters.items()],
+            Capabilities=["CAPABILITY_NAMED_IAM", "CAPABILITY_AUTO_EXPAND"],
+            Tags=aws.profile.tag_list(),
+            ImportExistingResources=stack.adopts,
+        )
+    except AwsError as error:
+        if _nothing_to_do(error.said):
+            return ""
+        raise
+    return str(answer["Id"])
 
 
 def execute(aws: Aws, stack: Stack, changes: ChangeSet, *, say: Callable[[str], None]) -> None:
@@ -203,11 +215,11 @@ def release_keys(aws: Aws, name: str) -> list[str]:
 
 
 def release_before(aws: Aws, name: str, *, current: Mapping[str, str]) -> Stack:
-    """The newest release whose parameters are not what stands. Raises DeployError where there is none."""
+    """The newest release that is not what stands (`current` also holds defaults). Raises DeployError without one."""
     for key in reversed(release_keys(aws, name)):
         body = aws.call("s3", "get_object", Bucket=aws.bucket, Key=key)["Body"].read()
         release = Stack(**json.loads(body))
-        if dict(release.parameters) != dict(current):
+        if any(current.get(key) != value for key, value in release.parameters.items()):
             return release
     raise DeployError(f"stack '{name}' has no earlier release to go back to")
 

@@ -34,6 +34,8 @@ instance_type = "ml.m5.large"
 spot = false
 [dev]
 owns_repository = true
+[shared.endpoint]
+instance_type = "ml.m5.xlarge"
 [prod]
 [prod.endpoint]
 min_instances = 2

@@ -49,5 +49,8 @@ def _outside(shape: Any, size: float, at: str) -> Iterator[str]:
 
 
 def _python(pattern: str) -> str:
-    """The models' classes of Unicode characters (letters, spaces, numbers), which Python's `re` does not have."""
-    return pattern.replace(r"\p{L}", r"\w").replace(r"\p{Z}", r"\s").replace(r"\p{N}", r"\d")
+    """The models' classes of characters (letters, spaces, numbers, ASCII), which Python's `re` does not have."""
+    classes = {r"\p{L}": r"\w", r"\p{Z}": r"\s", r"\p{N}": r"\d", r"\p{ASCII}": r"[\x00-\x7f]"}
+    for theirs, ours in classes.items():
+        pattern = pattern.replace(theirs, ours)
+    return pattern

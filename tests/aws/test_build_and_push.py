@@ -37,6 +37,10 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         pytest.skip(reason)
     with ecr_registry(tmp_path_factory.mktemp("registry")) as host:
         yield host
+    for program in filter(None, map(_engine, ENGINES)):
+        listed = subprocess.run([program, "images", "--quiet", f"{host}/kennel"], capture_output=True, text=True)
+        if images := set(listed.stdout.split()):
+            subprocess.run([program, "rmi", "--force", *images], capture_output=True, check=True)
 
 
 @pytest.fixture

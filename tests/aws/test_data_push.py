@@ -76,7 +76,7 @@ def test_a_push_that_was_killed_goes_on_where_it_was(
 ) -> None:
     for index in range(300):
         (dogs / "train/001.Affenpinscher" / f"more-{index}.jpg").write_bytes(b"photo %d" % index)
-    command = [sys.executable, "-m", "deploy", "--profiles", profiles, "data", "push", dogs]
+    command: list[str | Path] = [sys.executable, "-m", "deploy", "--profiles", profiles, "data", "push", dogs]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
         wait_until(lambda: len(_held()) > 20, timeout_s=60, what="the first photos in S3")
         process.kill()
