@@ -13,23 +13,9 @@ from typing import Any, Final
 
 from container.artifact import Manifest
 from container.errors import KennelError, NotAcceptableError, RequestError, UnsupportedMediaTypeError
+from serve.api import ATTRIBUTES_HEADER, CONTENT_TYPES, JSON, PHOTO_TYPES
 from serve.predictor import ClassProbability
 
-JSON: Final = "application/json"
-# What is sent is recognised by its first bytes, whatever of these it is called.
-PHOTO_TYPES: Final = (
-    "image/jpeg",
-    "image/jpg",
-    "image/png",
-    "image/webp",
-    "image/bmp",
-    "image/gif",
-    "image/tiff",
-    "application/x-image",
-    "application/octet-stream",
-)
-CONTENT_TYPES: Final = (*PHOTO_TYPES, JSON)
-ATTRIBUTES_HEADER: Final = "X-Amzn-SageMaker-Custom-Attributes"
 # One worker answers them one after the other, within one deadline.
 MAX_INSTANCES: Final = 128
 

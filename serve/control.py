@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -18,9 +19,10 @@ from typing import Any
 
 from serve.logs import log
 
-# A worker ends a hung call itself; one that cannot even do that (stopped, or stuck in native code) is killed this
-# much later.
+# A worker ends a hung call itself; one that cannot even do that is killed this much later.
 _KILL_AFTER_S = 2.0
+# A stopped worker takes requests from MMS and answers none; a moment's stop (a debugger, a checkpoint) is forgiven.
+_STOPPED_S = 3.0
 
 
 @dataclass
@@ -31,6 +33,7 @@ class WorkerState:
     pid: int
     parent: int
     busy_since: float | None = None
+    stopped_since: float | None = None
 
     def can_answer(self) -> bool:
         """False for a process that is stopped or a zombie."""
@@ -66,11 +69,15 @@ class Fleet:
         """Whether the process that forks workers is gone: MMS starts no other (tried)."""
         return any(not _alive(worker.parent) for worker in self._all())
 
-    def kill_overdue(self) -> None:
+    def kill_stuck(self) -> None:
+        """End the workers that hang past the deadline or are stopped; MMS starts others in their place."""
         for worker in self._all():
-            if self._overdue(worker, _KILL_AFTER_S):
-                log("serve", "a worker hangs past the deadline and is killed", pid=worker.pid, model=worker.model)
-                os.kill(worker.pid, signal.SIGKILL)
+            worker.stopped_since = None if worker.can_answer() else worker.stopped_since or time.monotonic()
+            stopped = worker.stopped_since is not None and time.monotonic() - worker.stopped_since > _STOPPED_S
+            if stopped or self._overdue(worker, _KILL_AFTER_S):
+                log("serve", "a worker does not answer and is killed", pid=worker.pid, model=worker.model)
+                with suppress(ProcessLookupError):
+                    os.kill(worker.pid, signal.SIGKILL)
                 self.remove(worker.pid)
 
     def _overdue(self, worker: WorkerState, grace_s: float = 0.0) -> bool:

@@ -20,16 +20,24 @@ def main(env: Mapping[str, str]) -> int:
     processes = Processes()
     folder = Path(tempfile.mkdtemp(prefix="kennel-"))
     try:
-        stack = Stack.plan(ServeConfig.from_env(env), folder)
-        stack.start(processes, env)
-        stack.verify()
-        stack.watch(processes)
-        stack.drain(processes)
+        serve(ServeConfig.from_env(env), folder, processes, env)
     except KennelError as error:
-        print(f"serve: {error}", file=sys.stderr, flush=True)
-        return 1
+        problem = f"serve: {error}"
+    else:
+        problem = ""
     finally:
         processes.kill_all()
         shutil.rmtree(folder, ignore_errors=True)
     log("serve", "stopped")
-    return 0
+    if problem:
+        print(problem, file=sys.stderr, flush=True)
+    return 1 if problem else 0
+
+
+def serve(config: ServeConfig, folder: Path, processes: Processes, env: Mapping[str, str]) -> None:
+    """From the settings to the last answer; raises KennelError for what ends it early."""
+    stack = Stack.plan(config, folder)
+    stack.start(processes, env)
+    stack.verify()
+    stack.watch(processes)
+    stack.drain(processes)

@@ -14,7 +14,7 @@ from typing import Any
 
 from container.contract import DRAIN_S
 from container.errors import ConfigError
-from serve import codec
+from serve import api
 
 # A body up to this size is whole in the front before a worker hears of it; most photos are.
 BUFFER_BYTES = 1024 * 1024
@@ -123,7 +123,7 @@ def _error(code: str, message: str) -> str:
 
 def _frontend(config: FrontConfig) -> str:
     limit_mib = config.max_payload_bytes // 1024**2
-    types = ", ".join(codec.CONTENT_TYPES)
+    types = ", ".join(api.CONTENT_TYPES)
     refusals = [
         _return(404, "not_found", "known paths are /ping, /invocations and /info", "unless known"),
         _return(405, "method_not_allowed", "use GET", "if reads !get", ' hdr Allow "GET, HEAD"'),
@@ -146,7 +146,7 @@ def _frontend(config: FrontConfig) -> str:
             f"a header is longer than {_MAX_HEADER_BYTES} bytes",
             " or ".join(
                 f"{'if ' if not position else ''}{{ req.fhdr({name}),length gt {_MAX_HEADER_BYTES} }}"
-                for position, name in enumerate(("accept", "content-type", codec.ATTRIBUTES_HEADER.lower()))
+                for position, name in enumerate(("accept", "content-type", api.ATTRIBUTES_HEADER.lower()))
             ),
         ),
     ]
@@ -166,13 +166,13 @@ frontend api
     acl known path /ping /info /invocations
     acl get method GET HEAD
     acl post method POST
-    acl offered req.hdr(content-type),field(1,;),lower,regsub([[:space:]]+,,g) -m str {" ".join(codec.CONTENT_TYPES)}
+    acl offered req.hdr(content-type),field(1,;),lower,regsub([[:space:]]+,,g) -m str {" ".join(api.CONTENT_TYPES)}
 
     http-request set-var(txn.id) req.hdr(x-request-id) if {{ req.hdr(x-request-id) -m reg ^[A-Za-z0-9._:-]{{1,128}}$ }}
     http-request set-var(txn.id) uuid() unless {{ var(txn.id) -m found }}
     http-request set-var(txn.path) path
     http-request set-var(txn.inference) req.hdr(x-amzn-sagemaker-inference-id)
-    http-request set-var(txn.attributes) req.hdr({codec.ATTRIBUTES_HEADER.lower()})
+    http-request set-var(txn.attributes) req.hdr({api.ATTRIBUTES_HEADER.lower()})
     http-request set-log-level silent if ping
 
     # The worker gets what it needs and no more: to MMS a header "body" or a query parameter is part of the body.
@@ -193,9 +193,7 @@ frontend api
     }
 
     http-after-response set-header X-Request-Id %[var(txn.id)] if {{ var(txn.id) -m found }}
-    http-after-response set-header {
-        codec.ATTRIBUTES_HEADER
-    } %[var(txn.attributes)] if {{ var(txn.attributes) -m found }}
+    http-after-response set-header {api.ATTRIBUTES_HEADER} %[var(txn.attributes)] if {{ var(txn.attributes) -m found }}
     http-after-response set-header Retry-After 1 if {{ status 503 }}
     http-after-response set-header Cache-Control no-store
 
@@ -274,7 +272,7 @@ _MMS_RULES = (
     ),
     _return(400, "bad_request", "the request cannot be understood", f"if {{ status 400:499 }} {_FOREIGN}"),
     # Data capture and clients that compare the whole value know the plain name.
-    f"set-header content-type {codec.JSON} if {{ res.hdr(content-type) -m beg {codec.JSON} }}",
+    f"set-header content-type {api.JSON} if {{ res.hdr(content-type) -m beg {api.JSON} }}",
     "del-header pragma",
     "del-header expires",
 )

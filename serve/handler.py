@@ -20,6 +20,7 @@ from typing import Any
 
 from container.errors import KennelError, RequestError
 from serve import codec
+from serve.api import ATTRIBUTES_HEADER
 from serve.link import Link
 from serve.logs import log
 from serve.predictor import ClassProbability, Predictor
@@ -121,7 +122,7 @@ def _timed(worker: Worker) -> Iterator[None]:
 def answer(request: Request, predictor: Predictor) -> dict[str, Any]:
     """Raises RequestError for what the caller can mend."""
     codec.check_accept(request.headers.get("accept", ""))
-    options = codec.read_options(request.headers.get(codec.ATTRIBUTES_HEADER.lower(), ""))
+    options = codec.read_options(request.headers.get(ATTRIBUTES_HEADER.lower(), ""))
     photos = codec.read_photos(request.body, request.headers.get("content-type", "application/octet-stream"))
     top_k = min(options.top_k or predictor.manifest.top_k, len(predictor.manifest.class_names))
     results = [_predict(photo, predictor, top_k) for photo in photos.items]

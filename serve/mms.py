@@ -144,7 +144,7 @@ _NOISE = "|".join(
 )
 # Worker's output (JSON lines of ours) passes through as it is; of MMS itself only warnings, as JSON.
 LOG4J = """<?xml version="1.0" encoding="UTF-8"?>
-<Configuration>
+<Configuration status="OFF">
   <Appenders>
     <Console name="worker" target="SYSTEM_OUT">
       <RegexFilter onMatch="DENY" onMismatch="ACCEPT" regex="(NOISE).*"/>
@@ -202,6 +202,8 @@ def command(place: MmsPlace, shape: Shape, native: Path | None) -> list[str]:
         "-XX:+ExitOnOutOfMemoryError",
         "-XX:-UsePerfData",
         "--enable-native-access=ALL-UNNAMED",
+        # Log4j complains with a stack trace of a host name that it cannot resolve (a container without a network).
+        "-Dorg.apache.logging.log4j.simplelog.StatusLogger.level=OFF",
         f"-Djava.io.tmpdir={place.folder}",
         *([f"-Djava.library.path={native}"] if native else []),
         f"-Dlog4j.configurationFile=file://{place.folder}/log4j2.xml",
@@ -217,5 +219,9 @@ def command(place: MmsPlace, shape: Shape, native: Path | None) -> list[str]:
 
 
 def environment(env: Mapping[str, str]) -> dict[str, str]:
-    """The environment of Java and the workers: MMS_CONFIG_FILE and MODEL_SERVER_HOME would beat our settings."""
-    return {name: value for name, value in env.items() if not re.match(r"MMS_|MODEL_SERVER_HOME$|PYTHON", name)}
+    """The environment of Java and the workers: MMS_CONFIG_FILE and MODEL_SERVER_HOME would beat our settings.
+
+    ONNX Runtime of version 1.29 and later reports to its makers unless ORT_DISABLE_TELEMETRY is set.
+    """
+    kept = {name: value for name, value in env.items() if not re.match(r"MMS_|MODEL_SERVER_HOME$|PYTHON", name)}
+    return {**kept, "ORT_DISABLE_TELEMETRY": "1"}

@@ -8,9 +8,8 @@ import signal
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
-
-from serve.logs import log
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -64,11 +63,8 @@ class Processes:
 
     def kill_all(self) -> None:
         """End every process group that was started, workers of MMS included, and reap them."""
-        for pid, name in self._names.items():
-            try:
+        for pid in self._names:
+            with suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-            log("serve", "ended", program=name)
         while any(name not in self._ended for name in self._names.values()):
             self.wait(0.5)

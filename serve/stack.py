@@ -123,7 +123,7 @@ class Stack:
         while not processes.stop_asked:
             processes.wait(_TICK_S)
             self._check_children(processes)
-            self.control.fleet.kill_overdue()
+            self.control.fleet.kill_stuck()
             now = time.monotonic()
             if self.control.ready():
                 seen = now

@@ -75,7 +75,7 @@ def augment(data: bytes, spec: Preprocessing, rng: np.random.Generator, *, flip:
     crop = upright(crop).convert("RGB")
     if flip and rng.random() < 0.5:
         crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.asarray(crop)
+    return np.array(crop)  # torch wants memory that it may write to
 
 
 def _random_box(width: int, height: int, rng: np.random.Generator) -> tuple[float, float, float, float]:

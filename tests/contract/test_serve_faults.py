@@ -268,3 +268,10 @@ def test_serve_on_path_is_this_program(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("serve: there is no model folder")
     assert "Traceback" not in done.stderr
+
+
+def test_java_and_haproxy_of_the_wheels_are_enough(tmp_path: Path) -> None:
+    write_artifact(tmp_path / "model")
+    with running_server(tmp_path, PATH=str(tmp_path)) as server:
+        assert server.classify().status == 200
+        assert server.call("POST", "/ping").status == 405

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import select
 import shutil
-import threading
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,7 +46,7 @@ def test_a6_61_the_callers_mistakes_are_4xx_with_a_sentence(server: Server) -> N
     cases = {
         400: server.post(b"no photo"),
         406: server.post(encoded(picture()), Accept="audio/ogg"),
-        413: server.post(b"\0" * 26_000_000),
+        413: server.post(b"\0" * (25 * 1024**2 + 1)),
         415: server.post(b"a=b", "application/x-www-form-urlencoded"),
         404: httpx.get(f"{server.url}/nowhere"),
         405: httpx.get(f"{server.url}/invocations"),
@@ -114,24 +116,23 @@ def test_a6_51_two_servers_share_a_host_network(engine: Engine, artifact: Path) 
 
 
 def test_a6_56_sigterm_answers_what_is_in_flight(engine: Engine, artifact: Path) -> None:
-    with serving(engine, artifact) as server:
-        photo = odd_photos()["large.jpg"]
-        answers: list[int] = []
-        callers = [threading.Thread(target=lambda: answers.append(server.post(photo).status_code)) for _ in range(8)]
+    photo = odd_photos()["large.jpg"]
+    head = f"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {len(photo)}\r\n\r\n"
+    with serving(engine, artifact) as server, contextlib.ExitStack() as stack:
+        address = ("127.0.0.1", httpx.URL(server.url).port or 0)
+        callers = [stack.enter_context(socket.create_connection(address, timeout=60)) for _ in range(8)]
         for caller in callers:
-            caller.start()
-        # All are accepted once the front counts them; the first answer proves that the others wait behind it.
-        wait_until(lambda: answers, timeout_s=30, what="a first answer")
+            caller.sendall(head.encode() + photo)
+        select.select(callers, [], [], 60)  # One is answered: the others, sent before, wait behind it.
         assert server.container.stop() == 0
-        for caller in callers:
-            caller.join()
-        assert answers == [200] * 8
+        assert [caller.recv(12) for caller in callers] == [b"HTTP/1.1 200"] * 8
 
 
-def worker_pids(server: Server) -> list[str]:
-    """Processes that hold the engine's library, seen from inside (the image ships no ps)."""
-    script = "for p in /proc/[0-9]*; do grep -q onnxruntime $p/maps 2>/dev/null && echo ${p#/proc/}; done"
-    return server.container.exec("bash", "-c", script).stdout.split()
+def worker_pids(server: Server) -> set[str]:
+    """Processes that run the worker program, without the one that forks them (the image ships no ps)."""
+    script = "for p in /proc/[0-9]*; do grep -q serve/worker.py $p/cmdline && cut -d' ' -f1,4 $p/stat; done 2>/dev/null"
+    parents = dict(line.split() for line in server.container.exec("bash", "-c", script).stdout.splitlines())
+    return {pid for pid, parent in parents.items() if parent in parents}
 
 
 def test_a6_53_a_killed_worker_comes_back(engine: Engine, artifact: Path) -> None:
@@ -142,7 +143,7 @@ def test_a6_53_a_killed_worker_comes_back(engine: Engine, artifact: Path) -> Non
         wait_until(lambda: server.ping() == 503, timeout_s=10, what="an honest /ping")
         wait_until(lambda: server.ping() == 200, timeout_s=60, what="new workers")
         assert server.post(encoded(picture())).status_code == 200
-        assert not set(before) & set(worker_pids(server))
+        assert not before & worker_pids(server)
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "altered"])

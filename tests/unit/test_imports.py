@@ -58,7 +58,7 @@ def test_a_part_knows_only_what_is_below_it(folder: str, forbidden: set[str]) ->
 @pytest.mark.parametrize(
     ("module", "folder", "owner"),
     [
-        ("sagemaker_training", "train", {"train/entrypoint.py"}),
+        ("sagemaker_training", "train", {"train/toolkit.py"}),
         ("boto3", "deploy", {"deploy/aws.py"}),
     ],
 )

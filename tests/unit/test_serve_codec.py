@@ -9,9 +9,10 @@ import pytest
 
 from container.errors import KennelError, NotAcceptableError, RequestError, UnsupportedMediaTypeError
 from serve import codec
+from serve.api import PHOTO_TYPES
 
 
-@pytest.mark.parametrize("content_type", [*codec.PHOTO_TYPES, "IMAGE/JPEG", "image/jpeg; q=1"])
+@pytest.mark.parametrize("content_type", [*PHOTO_TYPES, "IMAGE/JPEG", "image/jpeg; q=1"])
 def test_a9_82_a_photo_is_a_photo_under_each_name(content_type: str) -> None:
     assert codec.read_photos(b"bytes", content_type) == codec.Photos(items=[b"bytes"], many=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,10 +88,22 @@ def test_java_is_started_directly_with_the_memory_of_the_shape() -> None:
 
 def test_variables_that_would_beat_the_configuration_do_not_reach_mms() -> None:
     env = {"MMS_CONFIG_FILE": "x", "MODEL_SERVER_HOME": "x", "PYTHONPATH": "x", "PATH": "/bin"}
-    assert mms.environment(env) == {"PATH": "/bin"}
+    assert mms.environment(env) == {"PATH": "/bin", "ORT_DISABLE_TELEMETRY": "1"}
 
 
 def test_netty_s_library_is_unpacked_from_the_jar(tmp_path: Path) -> None:
     mms.extract_native(tmp_path)
     (library,) = tmp_path.iterdir()
     assert library.read_bytes()[:4] == b"\x7fELF"
+
+
+def test_the_program_that_watches_imports_no_engine() -> None:
+    code = "import sys, serve.__main__; print('onnxruntime' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_a_worker_imports_no_torch() -> None:
+    code = "import sys, serve.handler; print('onnxruntime' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]

@@ -1,0 +1,211 @@
+"""`train` as a process, with the real trainer of sagemaker-training: how it ends, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from container.artifact import MANIFEST, load_manifest, verify_files
+from container.contract import FAILURE_MAX_CHARS, METRICS, SageMakerPaths
+from container.errors import ArtifactError
+from tests.support import wait_until
+from tests.training import SMALL, arguments, run_train, start_train, write_config, write_digits
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_digits(tmp_path_factory.mktemp("digits") / "training", per_class=12)
+
+
+@pytest.fixture
+def paths(tmp_path: Path, digits: Path) -> SageMakerPaths:
+    """A tree with a training channel and nothing else: no configuration, no output folder."""
+    paths = SageMakerPaths(tmp_path)
+    shutil.copytree(digits, paths.channel("training"))
+    return paths
+
+
+def assert_succeeded(paths: SageMakerPaths, code: int, output: str) -> None:
+    assert code == 0, output
+    verify_files(paths.model, load_manifest(paths.model))
+    assert not paths.failure.exists()
+
+
+def assert_failed(paths: SageMakerPaths, code: int, output: str, message: str) -> str:
+    assert code == 1, output
+    failure = paths.failure.read_text()
+    assert re.match(message, failure), failure
+    assert len(failure) <= FAILURE_MAX_CHARS
+    assert f"error: {failure.splitlines()[0]}" in output
+    assert not (paths.output / "success").exists()
+    with pytest.raises(ArtifactError):
+        load_manifest(paths.model)
+    return failure
+
+
+def test_a9_78_a_folder_of_photos_is_enough(paths: SageMakerPaths) -> None:
+    code, output = run_train(paths.base, *arguments(SMALL))
+    assert_succeeded(paths, code, output)
+    assert "sagemaker-training-toolkit INFO     Reporting training SUCCESS" in output
+    manifest = load_manifest(paths.model)
+    assert manifest.class_names == ("0", "1", "2")
+    assert manifest.top_k == 5
+    assert sorted(path.name for path in paths.input.iterdir()) == ["data"], "the user's input was written to"
+
+
+def test_a2_11_to_17_sagemakers_files_with_every_channel(paths: SageMakerPaths) -> None:
+    write_digits(paths.channel("validation"), per_class=4, skip=20)
+    write_digits(paths.channel("test"), per_class=4, skip=30)
+    (paths.data / "training-manifest").write_text("s3://bucket/prefix")
+    reserved = {"sagemaker_job_name": '"x"', "_tuning_objective_metric": "y", "sagemaker_container_log_level": "info"}
+    write_config(paths, {**SMALL, "epochs": '"2"', "top-k": "2", **reserved}, ["training", "validation", "test"])
+    code, output = run_train(paths.base, "--epochs", "1")
+    assert_succeeded(paths, code, output)
+    manifest = load_manifest(paths.model)
+    assert (manifest.top_k, manifest.hyperparameters["epochs"]) == (2, 1)
+    for metric in METRICS:
+        found = re.findall(rf"^{metric.regex}$", output, re.MULTILINE)
+        assert len(found) == 1, (metric, output)
+        assert len(re.findall(metric.regex, output)) == 1
+    assert 0 <= manifest.metrics["test:accuracy"] <= 1
+    assert "\r" not in output
+
+
+def test_a3_29_a_misspelt_hyperparameter_is_one_sentence(paths: SageMakerPaths) -> None:
+    write_config(paths, {"epoch": "3", "learning_rate": "nan"}, ["training"])
+    code, output = run_train(paths.base)
+    failure = assert_failed(paths, code, output, "hyperparameter 'epoch' is unknown; did you mean 'epochs'?")
+    assert "learning_rate" in failure
+    assert "Traceback" not in failure + output
+
+
+def test_a3_29_photos_that_cannot_be_trained_on_are_one_sentence(paths: SageMakerPaths) -> None:
+    for label in ("1", "2"):
+        shutil.rmtree(paths.channel("training") / label)
+    code, output = run_train(paths.base, *arguments(SMALL))
+    failure = assert_failed(paths, code, output, "channel 'training' holds 1 class folder")
+    assert "Traceback" not in failure + output
+
+
+def test_a_corrupt_photo_is_named_and_left_out(paths: SageMakerPaths) -> None:
+    victim = next(paths.channel("training").rglob("*.png"))
+    victim.write_bytes(victim.read_bytes()[:60])
+    code, output = run_train(paths.base, *arguments(SMALL))
+    assert_succeeded(paths, code, output)
+    assert f"warning: {victim} is left out: the photo is damaged" in output
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("raise ValueError('no such thing')", "ValueError: no such thing"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
+        ("sys.exit(3)", "SystemExit: 3"),
+        ("raise KeyError('x' * 3000)", "KeyError: 'xxx"),
+        ("raise FileNotFoundError(2, 'gone')", "FileNotFoundError: "),
+        ("pass", "there is no model folder|.* holds no manifest.json"),
+    ],
+)
+def test_a3_30_no_end_but_an_artifact_passes_for_success(paths: SageMakerPaths, statement: str, message: str) -> None:
+    """Crashes planted in the job; what the toolkit makes of each alone is exit 0 for the second, third and last."""
+    program = textwrap.dedent(
+        f"""
+        import sys
+        import train.job
+
+        def crash(*_):
+            {statement}
+
+        train.job.run_job = crash
+        from train.__main__ import run
+        run()
+        """
+    )
+    code, output = run_train(paths.base, program=("-c", program))
+    assert_failed(paths, code, output, message)
+
+
+@pytest.mark.parametrize("missing", ["hyperparameters.json", "inputdataconfig.json", "resourceconfig.json"])
+def test_a_missing_file_of_the_configuration_has_its_default(paths: SageMakerPaths, missing: str) -> None:
+    write_config(paths, SMALL, ["training"])
+    (paths.config / missing).unlink()
+    # The real thing up to the photos, which are missing: fast, and it shows that the toolkit called us.
+    shutil.rmtree(paths.channel("training"))
+    code, output = run_train(paths.base)
+    assert_failed(paths, code, output, "(channel 'training'|there is no channel 'training')")
+
+
+def test_a_read_only_input_is_left_alone(paths: SageMakerPaths) -> None:
+    write_config(paths, SMALL, ["training"])
+    (paths.config / "resourceconfig.json").unlink()
+    folders = [paths.input, *(path for path in paths.input.rglob("*") if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+    try:
+        code, output = run_train(paths.base)
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+    assert_succeeded(paths, code, output)
+    assert sorted(path.name for path in paths.config.iterdir()) == ["hyperparameters.json", "inputdataconfig.json"]
+
+
+def test_an_output_folder_that_cannot_be_made_is_named(paths: SageMakerPaths) -> None:
+    paths.output.write_text("a file is in the way")
+    code, output = run_train(paths.base, *arguments(SMALL))
+    assert code == 1
+    assert f"error: {paths.output_data} cannot be made" in output
+
+
+def test_what_an_earlier_run_said_of_itself_is_forgotten(paths: SageMakerPaths) -> None:
+    paths.output.mkdir()
+    paths.failure.write_text("an old failure")
+    code, output = run_train(paths.base, *arguments(SMALL))
+    assert_succeeded(paths, code, output)
+
+
+def test_without_the_toolkit_training_says_so_and_goes_on(paths: SageMakerPaths) -> None:
+    program = "import sys; sys.modules['sagemaker_training'] = None; from train.__main__ import run; run()"
+    code, output = run_train(paths.base, *arguments(SMALL), program=("-c", program))
+    assert_succeeded(paths, code, output)
+    assert "training without it" in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a3_32_stopped_before_there_is_anything_to_save(paths: SageMakerPaths, number: signal.Signals) -> None:
+    with start_train(paths.base, *arguments({**SMALL, "epochs": "500"})) as process:
+        wait_until(lambda: paths.model.exists() or None, timeout_s=30, what="the start of training")
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, output
+    assert paths.failure.read_text() == "stopped by a signal before there was anything to save"
+    assert not (paths.model / MANIFEST).exists()
+
+
+def test_a3_32_stopped_in_the_middle_the_best_weights_are_saved(paths: SageMakerPaths) -> None:
+    with start_train(paths.base, *arguments({**SMALL, "epochs": "500"})) as process:
+        assert process.stdout is not None
+        seen = ""
+        while "validation:best_accuracy=" not in seen:
+            line = process.stdout.readline()
+            assert line, seen
+            seen += line
+        process.send_signal(signal.SIGTERM)
+        rest, _ = process.communicate(timeout=60)
+    assert_succeeded(paths, process.returncode, seen + rest)
+    assert "SIGTERM received" in rest
+    assert load_manifest(paths.model).metrics["epoch"] >= 1
+
+
+def test_describe_and_help_need_no_tree(tmp_path: Path) -> None:
+    code, output = run_train(tmp_path, "--describe")
+    assert code == 0
+    assert {entry["name"] for entry in json.loads(output)["hyperparameters"]} >= {"epochs", "architecture"}
+    code, output = run_train(tmp_path, "--help")
+    assert (code, "--learning-rate" in output) == (0, True)

@@ -1,0 +1,196 @@
+"""Channels: which folders count as what, and which photos they hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from container.contract import SageMakerPaths
+from container.errors import DataError
+from tests.support import encoded, picture
+from train.channels import Channels, display_names, find_channels, list_photos, split_validation, without
+from train.data import find_unreadable
+
+PHOTO = encoded(picture(20, 20), "JPEG")
+
+
+def fill(channel: Path, **classes: int) -> Path:
+    for name, count in classes.items():
+        (channel / name).mkdir(parents=True)
+        for index in range(count):
+            (channel / name / f"{index}.jpg").write_bytes(PHOTO)
+    return channel
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> SageMakerPaths:
+    return SageMakerPaths(tmp_path)
+
+
+def configure(paths: SageMakerPaths, **modes: str) -> None:
+    paths.config.mkdir(parents=True)
+    paths.input_data_config.write_text(json.dumps({name: {"TrainingInputMode": mode} for name, mode in modes.items()}))
+
+
+@pytest.mark.parametrize(("training", "validation"), [("training", "validation"), ("train", "valid"), ("train", "val")])
+def test_the_names_of_channels(paths: SageMakerPaths, training: str, validation: str) -> None:
+    for name in (training, validation, "test", "pretrained"):
+        paths.channel(name).mkdir(parents=True)
+    assert find_channels(paths) == Channels(
+        training=paths.channel(training),
+        validation=paths.channel(validation),
+        test=paths.channel("test"),
+        pretrained=paths.channel("pretrained"),
+    )
+
+
+def test_a2_17_where_channels_are_configured_other_folders_are_not_looked_at(paths: SageMakerPaths) -> None:
+    configure(paths, training="File")
+    for name in ("training", "validation"):
+        paths.channel(name).mkdir(parents=True)
+    assert find_channels(paths) == Channels(training=paths.channel("training"))
+
+
+@pytest.mark.parametrize("nested", ["", "dogImages"])
+def test_one_channel_with_three_folders_counts_as_three(paths: SageMakerPaths, nested: str) -> None:
+    root = paths.channel("training") / nested
+    for name in ("train", "valid", "test"):
+        fill(root / name, cats=1, dogs=1)
+    found = find_channels(paths)
+    assert found == Channels(training=root / "train", validation=root / "valid", test=root / "test")
+
+
+def test_classes_named_like_channels_stay_classes(paths: SageMakerPaths) -> None:
+    fill(paths.channel("training"), train=1, bus=1)
+    assert find_channels(paths) == Channels(training=paths.channel("training"))
+
+
+def test_a_channel_beside_the_three_folders_wins(paths: SageMakerPaths) -> None:
+    for name in ("train", "valid"):
+        fill(paths.channel("training") / name, cats=1, dogs=1)
+    paths.channel("validation").mkdir()
+    assert find_channels(paths).validation == paths.channel("validation")
+
+
+def test_a2_18_pipe_mode_fails_at_once(paths: SageMakerPaths) -> None:
+    configure(paths, training="Pipe")
+    with pytest.raises(DataError, match="Pipe mode"):
+        find_channels(paths)
+
+
+def test_a_missing_training_channel_names_what_was_found(
+    paths: SageMakerPaths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(DataError, match="holds nothing"):
+        find_channels(paths)
+    paths.channel("trainin").mkdir(parents=True)
+    with pytest.raises(DataError, match="found: trainin"):
+        find_channels(paths)
+    assert "did you mean 'training'?" in capsys.readouterr().out
+
+
+def test_two_names_of_one_channel_are_refused(paths: SageMakerPaths) -> None:
+    for name in ("training", "train"):
+        paths.channel(name).mkdir(parents=True)
+    with pytest.raises(DataError, match="both mean training"):
+        find_channels(paths)
+
+
+def test_a_configured_channel_without_a_folder_is_named(paths: SageMakerPaths) -> None:
+    configure(paths, training="File")
+    with pytest.raises(DataError, match="no folder"):
+        find_channels(paths)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"training": 1}'])
+def test_a_broken_channel_configuration_is_named(paths: SageMakerPaths, content: str) -> None:
+    paths.config.mkdir(parents=True)
+    paths.input_data_config.write_text(content)
+    with pytest.raises(DataError, match=r"inputdataconfig\.json"):
+        find_channels(paths)
+
+
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (["001.Affenpinscher", "002.Afghan_hound"], ("Affenpinscher", "Afghan_hound")),
+        (["001.Pug", "002.Pug"], ("001.Pug", "002.Pug")),
+        (["001.Pug", "cat"], ("001.Pug", "cat")),
+        (["0", "1"], ("0", "1")),
+    ],
+)
+def test_numbers_before_class_names_are_not_shown(folders: list[str], names: tuple[str, ...]) -> None:
+    assert display_names(folders) == names
+
+
+def test_numbered_folders_keep_their_order(tmp_path: Path) -> None:
+    fill(tmp_path, **{"1.a": 1, "10.c": 1, "2.b": 1})
+    assert list_photos(Channels(training=tmp_path)).class_names == ("a", "b", "c")
+
+
+def test_photos_are_found_below_class_folders_and_clutter_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path, cats=1, dogs=1)
+    fill(tmp_path / "cats", deeper=1)
+    (tmp_path / "cats" / "notes.txt").write_text("x")
+    for clutter in ("._0.jpg", ".DS_Store"):
+        (tmp_path / "cats" / clutter).write_text("x")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    photos = list_photos(Channels(training=tmp_path)).training
+    assert [(photo.path.name, photo.label) for photo in photos] == [("0.jpg", 0), ("0.jpg", 0), ("0.jpg", 1)]
+    assert "notes.txt" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("classes", [{}, {"cats": 1}])
+def test_fewer_than_two_classes_are_refused(tmp_path: Path, classes: dict[str, int]) -> None:
+    fill(tmp_path, **classes)
+    with pytest.raises(DataError, match=rf"{len(classes)} class folder.*at least 2"):
+        list_photos(Channels(training=tmp_path))
+
+
+def test_an_empty_class_is_named(tmp_path: Path) -> None:
+    fill(tmp_path, cats=1, dogs=0)
+    with pytest.raises(DataError, match=r"without a readable photo \(dogs\)"):
+        without(list_photos(Channels(training=tmp_path)), ())
+
+
+def test_unreadable_photos_are_left_out_and_may_empty_a_class(tmp_path: Path) -> None:
+    fill(tmp_path, cats=2, dogs=2)
+    (tmp_path / "cats" / "0.jpg").write_bytes(PHOTO[:-200])
+    (tmp_path / "cats" / "no.heic").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 40)
+    sets = list_photos(Channels(training=tmp_path))
+    faults = find_unreadable([photo.path for photo in sets.training])
+    assert {path.name: reason.split(":")[0] for path, reason in faults.items()} == {
+        "0.jpg": "the photo is damaged or truncated",
+        "no.heic": "HEIC and AVIF photos are not read; send JPEG, PNG or WebP",
+    }
+    assert len(without(sets, faults).training) == 3
+    with pytest.raises(DataError, match="cats"):
+        without(sets, {*faults, tmp_path / "cats" / "1.jpg"})
+
+
+def test_other_channels_may_hold_fewer_classes_but_no_others(tmp_path: Path) -> None:
+    training = fill(tmp_path / "a", **{"001.cats": 1, "002.dogs": 1})
+    test = fill(tmp_path / "b", dogs=2)
+    photos = list_photos(Channels(training=training, test=test)).test
+    assert [photo.label for photo in photos] == [1, 1]
+    with pytest.raises(DataError, match=r"training does not have \(fish\)"):
+        list_photos(Channels(training=training, validation=fill(tmp_path / "c", fish=1)))
+
+
+def test_the_split_is_stratified_and_depends_on_the_seed_alone(tmp_path: Path) -> None:
+    listed = list_photos(Channels(training=fill(tmp_path, a=20, b=10, c=1)))
+    sets = split_validation(listed, seed=1)
+    assert [sum(photo.label == label for photo in sets.validation) for label in range(3)] == [4, 2, 0]
+    assert not set(sets.training) & set(sets.validation)
+    assert set(sets.training) | set(sets.validation) == set(listed.training)
+    assert sets == split_validation(listed, seed=1)
+    assert sets != split_validation(listed, seed=2)
+
+
+def test_nothing_to_validate_with_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="single photo"):
+        split_validation(list_photos(Channels(training=fill(tmp_path, a=1, b=1))), seed=0)
