@@ -1,4 +1,5 @@
 #!/bin/bash
+# shellcheck disable=SC2154  # JOB, IMAGE and the rest are set by the lines before this file
 # What an EC2 instance does with its one job: data in, `docker run IMAGE train`, artifact out, and then its own end.
 # The lines that set JOB, IMAGE and the rest are put before this one (deploy/ec2.py).
 set -uo pipefail
