@@ -49,8 +49,16 @@ def _outside(shape: Any, size: float, at: str) -> Iterator[str]:
 
 
 def _python(pattern: str) -> str:
-    """The models' classes of characters (letters, spaces, numbers, ASCII), which Python's `re` does not have."""
-    classes = {r"\p{L}": r"\w", r"\p{Z}": r"\s", r"\p{N}": r"\d", r"\p{ASCII}": r"[\x00-\x7f]"}
+    """The models' classes of characters and their pairs of surrogates, which Python's `re` does not have."""
+    classes = {
+        r"\p{L}": r"\w",
+        r"\p{Z}": r"\s",
+        r"\p{N}": r"\d",
+        r"\p{ASCII}": r"[\x00-\x7f]",
+        r"\p{Print}": r"[\x20-\x7e]",
+    }
+    classes[r"\ud800\udc00-\udbff\udfff"] = r"\U00010000-\U0010ffff"
+    classes[r"\uD800\uDC00-\uDBFF\uDFFF"] = r"\U00010000-\U0010ffff"
     for theirs, ours in classes.items():
         pattern = pattern.replace(theirs, ours)
     return pattern

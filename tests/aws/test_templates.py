@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cfnlint.decode import decode_str  # type: ignore[import-untyped]
 
 from deploy.audit import WITHOUT_RESOURCE, as_list, judge_policy
 from deploy.stacks import TEMPLATES, read_template
+from tests.aws.cloudformation import load
 from tests.aws.tools import tool
 
 NAMES = ("base", "app")
@@ -67,13 +67,6 @@ ALLOWED = {
         "ec2:CreateNetworkInterfacePermission", "ec2:DeleteNetworkInterface", "ec2:DeleteNetworkInterfacePermission",
     },
 }  # fmt: skip
-
-
-def load(text: str) -> dict[str, Any]:
-    """CloudFormation's YAML with its short forms (`!Ref`, `!Sub`, …) written out."""
-    document, problems = decode_str(text)
-    assert problems == []
-    return dict(json.loads(json.dumps(document)))
 
 
 def _resolved(node: Any) -> Any:
