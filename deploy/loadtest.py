@@ -6,8 +6,9 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import httpx
@@ -96,28 +97,29 @@ def percentile(ordered: Sequence[float], share: float) -> float:
     return ordered[max(0, math.ceil(len(ordered) * share / 100) - 1)]
 
 
-def to_container(url: str) -> Send:
-    """To a container's own port, e.g. http://127.0.0.1:8080."""
-    client = httpx.Client(base_url=url, timeout=70, trust_env=False, limits=httpx.Limits(max_connections=max(_CLIENTS)))
-    try:
-        client.get("/ping").raise_for_status()
-    except httpx.HTTPError as error:
-        raise DeployError(
-            f"{url}/ping does not answer 200 ({error}): is the container up and its model loaded?"
-        ) from error
+@contextmanager
+def to_container(url: str) -> Iterator[Send]:
+    """To a container's own port, e.g. http://127.0.0.1:8080. Raises DeployError where its /ping is not 200."""
+    limits = httpx.Limits(max_connections=max(_CLIENTS))
+    with httpx.Client(base_url=url, timeout=70, trust_env=False, limits=limits) as client:
 
-    def send(photo: bytes) -> bool:
+        def send(photo: bytes) -> bool:
+            headers = {"Content-Type": "application/x-image"}
+            try:
+                return client.post("/invocations", content=photo, headers=headers).is_success
+            except httpx.HTTPError:
+                return False
+
         try:
-            return client.post(
-                "/invocations", content=photo, headers={"Content-Type": "application/x-image"}
-            ).is_success
-        except httpx.HTTPError:
-            return False
-
-    return send
+            client.get("/ping").raise_for_status()
+        except httpx.HTTPError as error:
+            where = f"{url}/ping does not answer 200 ({error})"
+            raise DeployError(f"{where}: is the container up and its model loaded?") from error
+        yield send
 
 
-def to_endpoint(aws: Aws) -> Send:
+@contextmanager
+def to_endpoint(aws: Aws) -> Iterator[Send]:
     """To the profile's endpoint, through AWS. What the laptop's own network adds is in the figures."""
     aws.client("sagemaker-runtime")
 
@@ -129,7 +131,7 @@ def to_endpoint(aws: Aws) -> Send:
             return False
         return True
 
-    return send
+    yield send
 
 
 def size(found: Round, *, peak_per_s: float, instance_type: str, memory_mb: int = 512) -> Sizing:

@@ -79,8 +79,8 @@ def loadtest(
     step = Step("run", f"rounds of {seconds:g} s against {target} until p99 passes {latency_ms:g} ms", _load_cost(url))
     if not proceed(Plan("loadtest", (step,)), plan_only=plan):
         return
-    send = load.to_container(url) if url else load.to_endpoint(aws)
-    best = load.run(send, bodies, bound_ms=latency_ms, seconds=seconds, say=lambda found: say(_round_words(found)))
+    with load.to_container(url) if url else load.to_endpoint(aws) as send:
+        best = load.run(send, bodies, bound_ms=latency_ms, seconds=seconds, say=lambda found: say(_round_words(found)))
     say(f"holds {best.requests_per_s:.1f} requests/s with {best.clients} clients at p99 {best.p99_ms:.0f} ms")
     _show_sizing(aws, best, peak_per_s)
 
