@@ -27,7 +27,7 @@ bench: .venv/ready ## training, serving and Lambda, each beside the usual way
 	.venv/bin/python -m tests.benchmarks
 
 LOCK = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
-LOCKS = container/requirements container/requirements-torch-cuda deploy/requirements
+LOCKS = container/requirements container/requirements-torch-cuda deploy/requirements lambda/requirements
 
 lock: .venv/ready ## write the hashed locks anew from the .in files
 	$(LOCK) tests/requirements.in -o tests/requirements.txt

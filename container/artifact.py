@@ -49,6 +49,10 @@ class Manifest:
     preprocessing: Preprocessing
     top_k: int
     network: str = NETWORK
+    precision: str = "float32"
+    # What logits are divided by before the softmax, and the probability from which an answer counts as confident.
+    temperature: float = 1.0
+    confidence_threshold: float | None = None
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
@@ -70,6 +74,9 @@ class Manifest:
             "preprocessing": self.preprocessing.to_json(),
             "top_k": self.top_k,
             "network": self.network,
+            "precision": self.precision,
+            "temperature": self.temperature,
+            "confidence_threshold": self.confidence_threshold,
             "files": {name: {"sha256": entry.sha256, "bytes": entry.bytes} for name, entry in self.files.items()},
             "metrics": dict(self.metrics),
             "hyperparameters": dict(self.hyperparameters),
@@ -105,6 +112,11 @@ class Manifest:
             preprocessing=Preprocessing.from_json(value["preprocessing"]),
             top_k=int(value["top_k"]),
             network=str(value.get("network", NETWORK)),
+            precision=str(value.get("precision", "float32")),
+            temperature=float(value.get("temperature", 1.0)),
+            confidence_threshold=None
+            if value.get("confidence_threshold") is None
+            else float(value["confidence_threshold"]),
             files=files,
             metrics=dict(value.get("metrics", {})),
             hyperparameters=dict(value.get("hyperparameters", {})),
@@ -116,6 +128,8 @@ class Manifest:
         odd = [name for name in files if Path(name).name != name or name.startswith(".")]
         if odd:
             raise ArtifactError(f"{MANIFEST} lists {odd[0]!r}; files lie beside the manifest, by a plain name")
+        if not 0 < manifest.temperature < float("inf"):
+            raise ArtifactError(f"{MANIFEST} has the temperature {manifest.temperature}; it must be above 0")
         if len(manifest.class_names) < 2:
             raise ArtifactError(f"{MANIFEST} has {len(manifest.class_names)} class name(s); at least 2 are needed")
         return manifest

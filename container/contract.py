@@ -15,6 +15,8 @@ DEFAULT_PORT = 8080
 DEFAULT_MAX_PAYLOAD_MB = 25
 # A real-time invocation is cut off after 60 s; ours ends before that, with an answer.
 DEFAULT_DEADLINE_S = 55
+# Batch transform waits longer for an answer (InvocationsTimeoutInSeconds, 600 unless told).
+DEFAULT_BATCH_DEADLINE_S = 590
 # SageMaker sends SIGKILL 30 s after SIGTERM to a serving container.
 DRAIN_S = 25
 

@@ -74,13 +74,10 @@ def _endpoint_name(text: str) -> str:
 
 
 def _hosts(text: str) -> frozenset[str]:
-    # At least one dot: neither `*`, nor `*.com` by itself, nor localhost is a host to be allowed.
+    # At least one dot after the star: `*`, `*.com` and localhost are no hosts to be allowed.
     pattern = r"(\*\.)?([a-z0-9_]([a-z0-9_-]*[a-z0-9])?\.)+[a-z][a-z0-9-]*[a-z0-9]"
     hint = "each must be a host such as images.example.com or *.example.com, without https:// and path"
-    names = {_matching(name.lower(), pattern, hint) for name in _list(text)}
-    if too_wide := [name for name in names if name.startswith("*.") and name.count(".") < 2]:
-        raise ValueError(f"{too_wide[0]!r} allows a whole top-level domain; {hint}")
-    return frozenset(names)
+    return frozenset(_matching(name.lower(), pattern, hint) for name in _list(text))
 
 
 def _buckets(text: str) -> frozenset[str]:

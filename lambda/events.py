@@ -1,4 +1,4 @@
-"""Lambda's events, in, as what was asked; and the shapes that each kind of caller is answered in, out."""
+"""Lambda's events, told apart and read: what is asked, of which photo."""
 
 from __future__ import annotations
 
@@ -61,18 +61,23 @@ class HttpRequest:
         return self.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
-def is_s3(event: Mapping[str, Any]) -> bool:
+def is_s3(event: Any) -> bool:
     """Whether an event is a notification of a bucket (or the test that S3 sends when one is set up)."""
+    if not isinstance(event, dict):
+        return False
     records = event.get("Records")
     if isinstance(records, list) and records:
         return all(isinstance(record, dict) and record.get("eventSource") == "aws:s3" for record in records)
     return event.get("Service") == "Amazon S3" and event.get("Event") == "s3:TestEvent"
 
 
-def is_http(event: Mapping[str, Any]) -> bool:
-    return isinstance(event.get("requestContext"), dict) and (
-        "httpMethod" in event or "http" in event["requestContext"]
-    )
+def is_http(event: Any) -> bool:
+    """Whether an event is a proxy event, of payload format 1.0 or 2.0."""
+    if not isinstance(event, dict) or not isinstance(event.get("requestContext"), dict):
+        return False
+    has_method = isinstance(event.get("httpMethod"), str) or isinstance(event["requestContext"].get("http"), dict)
+    kinds = {"headers": dict, "queryStringParameters": dict, "body": str}
+    return has_method and all(isinstance(event.get(name) or kind(), kind) for name, kind in kinds.items())
 
 
 def new_objects(event: Mapping[str, Any]) -> list[S3Object]:
@@ -97,11 +102,15 @@ def _s3_object(location: str | None) -> S3Object | None:
     return S3Object(bucket=match[1], key=match[2])
 
 
+def http_headers(event: Mapping[str, Any]) -> dict[str, str]:
+    return {str(name).lower(): str(value) for name, value in (event.get("headers") or {}).items()}
+
+
 def http_request(event: Mapping[str, Any]) -> HttpRequest:
-    """Read a proxy event of payload format 1.0 or 2.0."""
+    """Read a proxy event. Raises Refusal (400, 415) for a body that did not survive its way."""
     return HttpRequest(
-        method=str(event.get("httpMethod") or event["requestContext"]["http"]["method"]).upper(),
-        headers={str(name).lower(): str(value) for name, value in (event.get("headers") or {}).items()},
+        method=str(event.get("httpMethod") or event["requestContext"]["http"].get("method")).upper(),
+        headers=http_headers(event),
         query=event.get("queryStringParameters") or {},
         body=_body(event),
     )
@@ -187,14 +196,12 @@ def _photo(http: HttpRequest) -> bytes:
     """The body as a photo; what it is counts more than what it is called (curl says x-www-form-urlencoded)."""
     if not http.body:
         raise bad_request(f"the body is empty; send a photo, or {_EXPECTED.removeprefix('expected ')}")
-    if sniff(http.body) or http.content_type.startswith("image/") or http.content_type.endswith("/octet-stream"):
+    if sniff(http.body):
         return http.body
-    try:
-        text = _base64(http.body.decode("ascii"), "the body")
-    except (UnicodeDecodeError, Refusal):
-        text = b""
-    if sniff(text):
-        return text
+    if sniff(decoded := _base64_or_nothing(http.body)):
+        return decoded
+    if http.content_type.startswith("image/") or http.content_type.endswith("/octet-stream"):
+        return http.body
     raise unsupported(
         f"Content-Type is {http.content_type!r}; send a photo (image/jpeg, image/png, image/webp, image/bmp, "
         "application/octet-stream), application/json or multipart/form-data"
@@ -221,6 +228,13 @@ def _base64(text: str, name: str) -> bytes:
         return base64.b64decode("".join(payload.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise bad_request(f"{name} is not base64: {str(error)[:200]}") from error
+
+
+def _base64_or_nothing(body: bytes) -> bytes:
+    try:
+        return _base64(body.decode("ascii"), "the body")
+    except (UnicodeDecodeError, Refusal):
+        return b""
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str | None:
@@ -252,11 +266,3 @@ def _wants_png(accept: str) -> bool:
     if any(name in (PNG, "image/*") for name in names):
         return True
     raise Refusal(406, "not_acceptable", f"Accept is {accept[:200]!r}; answers are {JSON}, or {PNG} for a heat map")
-
-
-def http_response(status: int, body: str | bytes, content_type: str, headers: Mapping[str, str]) -> dict[str, Any]:
-    """A proxy answer, for payload formats 1.0 and 2.0 alike."""
-    binary = isinstance(body, bytes)
-    text = base64.b64encode(body).decode() if isinstance(body, bytes) else body
-    all_headers = {"Content-Type": content_type, "Cache-Control": "no-store", **headers}
-    return {"statusCode": status, "headers": all_headers, "body": text, "isBase64Encoded": binary}

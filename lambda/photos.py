@@ -105,20 +105,20 @@ def _decoded(data: bytes) -> Picture:
 
 
 def _eight_bits(picture: Picture) -> Picture:
-    """To a mode that can be resized and encoded, with the same look: transparency kept, 16-bit greys scaled."""
+    """What the endpoint's decoder would see, in a mode that JPEG holds: transparency on white, 16-bit greys scaled."""
+    from PIL import Image
+
     if picture.mode.startswith("I;16"):
         return picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
     if picture.mode in ("I", "F"):
         raise ValueError(f"32-bit pixels (mode {picture.mode})")
     if picture.has_transparency_data:
-        return picture.convert("RGBA")
+        rgba = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return picture if picture.mode in ("L", "RGB") else picture.convert("RGB")
 
 
 def _encoded(picture: Picture) -> Photo:
     buffer = io.BytesIO()
-    if picture.mode == "RGBA":
-        picture.save(buffer, "PNG")
-        return Photo(buffer.getvalue(), "image/png")
     picture.save(buffer, "JPEG", quality=92, exif=b"")  # Upright already: a kept tag would turn it twice.
     return Photo(buffer.getvalue(), "image/jpeg")

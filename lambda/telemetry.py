@@ -65,7 +65,10 @@ class Record:
     def print(self) -> None:
         self.note(total_ms=_ms_since(self._started))
         level = "ERROR" if self._fields.get("server_error") else "INFO"
-        print(json.dumps({"level": level, **self._fields, **_embedded(self._fields)}), flush=True)
+        # Lambda filters JSON lines by level only where they tell the time in this form.
+        timestamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        line = {"timestamp": timestamp, "level": level, **self._fields, **_embedded(self._fields)}
+        print(json.dumps(line), flush=True)
 
 
 def _ms_since(started: float) -> float:

@@ -9,6 +9,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -94,7 +95,7 @@ class Fetcher:
             raise _forbidden("this function fetches no URLs; send the photo itself")
         try:
             target = urlsplit(url)
-            port = target.port or _HTTPS_PORT
+            port = _HTTPS_PORT if target.port is None else target.port
         except ValueError as error:
             raise _forbidden("the URL cannot be read; expected https://host/path") from error
         if target.scheme != "https" or port != _HTTPS_PORT or target.username is not None:
@@ -112,7 +113,8 @@ class Fetcher:
         host = target.hostname or ""
         with self._line(host, deadline) as line, _cut_off_at(deadline, line):
             connection = http.client.HTTPSConnection(host)
-            connection.sock = self.tls().wrap_socket(line, server_hostname=host)
+            # A line that is cut must not look like a body's end.
+            connection.sock = self.tls().wrap_socket(line, server_hostname=host, suppress_ragged_eofs=False)
             with connection.sock:
                 headers = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "kennel-classify"}
                 connection.request("GET", _path(target), headers=headers)
@@ -122,15 +124,19 @@ class Fetcher:
     def _line(self, host: str, deadline: float) -> socket.socket:
         """A connection to the first address that takes one, all of them being public."""
         failure = OSError(f"no address of {host!r} takes a connection")
-        for address in self._public_addresses(host):
+        for address in self._public_addresses(host, deadline):
             try:
                 return self.connect(address, max(0.1, deadline - time.monotonic()))
             except OSError as error:
                 failure = error
         raise failure
 
-    def _public_addresses(self, host: str) -> list[str]:
-        addresses = self.resolve(host)
+    def _public_addresses(self, host: str, deadline: float) -> list[str]:
+        # The resolver knows no time-out; one that is left behind ends by itself.
+        pool = ThreadPoolExecutor(1)
+        pending = pool.submit(self.resolve, host)
+        pool.shutdown(wait=False)
+        addresses = pending.result(max(0.1, deadline - time.monotonic()))
         if not addresses or not all(map(is_public, addresses)):
             raise _forbidden(f"{host!r} is not on the public internet")
         return addresses

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 JSON: Final = "application/json"
+JSON_LINES: Final = "application/jsonlines"
+CSV: Final = "text/csv"
+PNG: Final = "image/png"
 # What is sent is recognised by its first bytes, whatever of these it is called.
 PHOTO_TYPES: Final = (
     "image/jpeg",
@@ -17,5 +20,7 @@ PHOTO_TYPES: Final = (
     "application/x-image",
     "application/octet-stream",
 )
-CONTENT_TYPES: Final = (*PHOTO_TYPES, JSON)
+CONTENT_TYPES: Final = (*PHOTO_TYPES, JSON, JSON_LINES)
+# What can be answered, best first.
+ANSWER_TYPES: Final = (JSON, JSON_LINES, CSV, PNG)
 ATTRIBUTES_HEADER: Final = "X-Amzn-SageMaker-Custom-Attributes"

@@ -1,10 +1,11 @@
-"""HTTP bodies and headers to photos and options, and predictions to HTTP bodies."""
+"""HTTP bodies and headers to photos, and predictions to HTTP bodies."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import difflib
+import csv
+import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -13,21 +14,14 @@ from typing import Any, Final
 
 from container.artifact import Manifest
 from container.errors import KennelError, NotAcceptableError, RequestError, UnsupportedMediaTypeError
-from serve.api import ATTRIBUTES_HEADER, CONTENT_TYPES, JSON, PHOTO_TYPES
-from serve.predictor import ClassProbability
+from serve.api import ANSWER_TYPES, CONTENT_TYPES, CSV, JSON, JSON_LINES, PHOTO_TYPES, PNG
+from serve.options import Options
+from serve.prediction import Prediction
 
 # One worker answers them one after the other, within one deadline.
 MAX_INSTANCES: Final = 128
 
-_OPTION_NAMES: Final = ("top_k",)
-_OPTION: Final = re.compile(r"\s*([A-Za-z_-]+)\s*=\s*(.*?)\s*")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What a caller asks for beside the default; `top_k` of None is the manifest's."""
-
-    top_k: int | None = None
+Result = Prediction | KennelError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,36 +32,47 @@ class Photos:
     many: bool
 
 
-def read_options(attributes: str) -> Options:
-    """Parse `top_k=3` out of the custom attributes; other attributes are the caller's own.
+@dataclass(frozen=True, kw_only=True)
+class Body:
+    """What is answered; `content_type` without parameters."""
 
-    Raises RequestError for a value out of range, or a name that can only be one of ours misspelt.
+    content_type: str
+    content: bytes
+
+
+def choose_type(accept: str, *, explain: bool = False) -> str:
+    """The one of ANSWER_TYPES that `accept` (empty: anything) likes best; raises NotAcceptableError where it has none.
+
+    A PNG is for who names it, or asks to have an answer explained.
     """
-    found = (_OPTION.fullmatch(part) for part in re.split("[,;]", attributes))
-    values = {match[1]: match[2] for match in found if match}
-    for name in values:
-        near = difflib.get_close_matches(name.lower(), _OPTION_NAMES, n=1, cutoff=0.75)
-        if name not in _OPTION_NAMES and near:
-            raise RequestError(f"{ATTRIBUTES_HEADER} holds {name!r}, which is unknown; did you mean {near[0]!r}?")
-    return Options(top_k=_top_k(values["top_k"]) if "top_k" in values else None)
+    ranges = [_media_range(part) for part in accept.split(",") if part.strip()] or [("*/*", 1.0)]
+    order = sorted(ANSWER_TYPES, key=lambda name: name != PNG) if explain else ANSWER_TYPES
+    best, best_quality = "", 0.0
+    for offered in order:
+        quality = _quality(ranges, offered, by_name=offered == PNG and not explain)
+        if quality > best_quality:
+            best, best_quality = offered, quality
+    if not best:
+        raise NotAcceptableError(f"Accept is {accept[:200]!r}; this endpoint answers with {', '.join(ANSWER_TYPES)}")
+    return best
 
 
-def _top_k(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,6}", text) or int(text) < 1:
-        raise RequestError(f"top_k is {text!r}; it must be a whole number of 1 or more")
-    return int(text)
+def _quality(ranges: list[tuple[str, float]], offered: str, *, by_name: bool) -> float:
+    """The q of the most specific range that `offered` falls in; 0 for none."""
+    patterns = (offered,) if by_name else (offered, offered.split("/")[0] + "/*", "*/*")
+    for pattern in patterns:
+        for name, quality in ranges:
+            if name == pattern:
+                return quality
+    return 0.0
 
 
-def check_accept(accept: str) -> None:
-    """Raises NotAcceptableError unless `accept` (empty: anything) allows JSON."""
-    ranges = [part for part in accept.split(",") if part.strip()]
-    if not ranges:
-        return
-    for part in ranges:
-        name, *parameters = (text.strip().lower() for text in part.split(";"))
-        if name in (JSON, "application/*", "*/*") and not any(re.fullmatch(r"q=0(\.0*)?", p) for p in parameters):
-            return
-    raise NotAcceptableError(f"Accept is {accept!r}; this endpoint answers with {JSON}")
+def _media_range(part: str) -> tuple[str, float]:
+    name, *parameters = (text.strip().lower() for text in part.split(";"))
+    for parameter in parameters:
+        if match := re.fullmatch(r"q=([01](?:\.[0-9]{0,3})?)", parameter):
+            return name, float(match[1])
+    return name, 1.0
 
 
 def read_photos(body: bytes, content_type: str) -> Photos:
@@ -75,9 +80,11 @@ def read_photos(body: bytes, content_type: str) -> Photos:
     name = content_type.split(";")[0].strip().lower()
     if name == JSON:
         return Photos(items=_instances(body), many=True)
+    if name == JSON_LINES:
+        return Photos(items=_checked_count([_line(line) for line in body.splitlines() if line.strip()]), many=True)
     if name in PHOTO_TYPES:
         return Photos(items=[body], many=False)
-    raise UnsupportedMediaTypeError(f"Content-Type is {content_type!r}; send one of {', '.join(CONTENT_TYPES)}")
+    raise UnsupportedMediaTypeError(f"Content-Type is {content_type[:200]!r}; send one of {', '.join(CONTENT_TYPES)}")
 
 
 def _instances(body: bytes) -> list[bytes | KennelError]:
@@ -87,11 +94,22 @@ def _instances(body: bytes) -> list[bytes | KennelError]:
     except (ValueError, RecursionError) as error:
         raise RequestError(f"the body is not JSON ({_short(error)}); {expected}") from error
     instances = value.get("instances") if isinstance(value, dict) else None
-    if not isinstance(instances, list) or not instances:
+    if not isinstance(instances, list):
         raise RequestError(f"the body has no list of instances; {expected}")
-    if len(instances) > MAX_INSTANCES:
-        raise RequestError(f"the body has {len(instances)} instances; at most {MAX_INSTANCES} are taken at once")
-    return [_instance(item) for item in instances]
+    return [_instance(item) for item in _checked_count(instances)]
+
+
+def _checked_count(items: list[Any]) -> list[Any]:
+    if not 1 <= len(items) <= MAX_INSTANCES:
+        raise RequestError(f"the body has {len(items)} instances; from 1 to {MAX_INSTANCES} are taken at once")
+    return items
+
+
+def _line(line: bytes) -> bytes | KennelError:
+    try:
+        return _instance(json.loads(line))
+    except (ValueError, RecursionError) as error:
+        return RequestError(f"the line is not JSON ({_short(error)})")
 
 
 def _instance(item: Any) -> bytes | KennelError:
@@ -108,28 +126,61 @@ def _short(error: Exception) -> str:
     return str(error)[:200]
 
 
-def encode_one(predictions: Sequence[ClassProbability], manifest: Manifest) -> dict[str, Any]:
-    return {**_result(predictions), "model": _model(manifest)}
+def check_together(photos: Photos, options: Options, content_type: str) -> None:
+    """Raises NotAcceptableError for wishes that cannot all be met in one answer."""
+    if (options.explain or content_type == PNG) and photos.many:
+        raise NotAcceptableError("a heat map is drawn for a single photo, sent as such; instances have none")
+    if options.embed and content_type in (CSV, PNG):
+        raise NotAcceptableError(f"embed=true is answered in {JSON} or {JSON_LINES}, not in {content_type}")
+    if options.explain and content_type in (CSV, JSON_LINES):
+        raise NotAcceptableError(f"explain=cam is answered in {PNG} or {JSON}, not in {content_type}")
 
 
-def encode_many(results: Sequence[Sequence[ClassProbability] | KennelError], manifest: Manifest) -> dict[str, Any]:
-    encoded = [
-        {"error": {"code": result.code, "message": str(result)}} if isinstance(result, KennelError) else _result(result)
-        for result in results
-    ]
-    return {"results": encoded, "model": _model(manifest)}
+def encode(results: Sequence[Result], manifest: Manifest, *, many: bool, content_type: str) -> Body:
+    """The answer for one photo (no error then) or for many."""
+    if content_type == PNG and isinstance(results[0], Prediction) and results[0].heat_map is not None:
+        content = results[0].heat_map
+    elif content_type == CSV:
+        content = _csv(results)
+    elif content_type == JSON_LINES:
+        content = b"".join(json.dumps(_result(result)).encode() + b"\n" for result in results)
+    elif many:
+        content = json.dumps({"results": [_result(result) for result in results], "model": _model(manifest)}).encode()
+    else:
+        content = json.dumps({**_result(results[0]), "model": _model(manifest)}).encode()
+    return Body(content_type=content_type, content=content)
 
 
-def encode_error(error: KennelError, request_id: str) -> dict[str, Any]:
-    return {"error": {"code": error.code, "message": str(error), "request_id": request_id}}
+def _csv(results: Sequence[Result]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["photo", "label", "index", "probability", "error"])
+    for number, result in enumerate(results):
+        if isinstance(result, KennelError):
+            writer.writerow([number, "", "", "", str(result)])
+        else:
+            writer.writerows([number, item.label, item.index, item.probability, ""] for item in result.classes)
+    return text.getvalue().encode()
 
 
-def _result(predictions: Sequence[ClassProbability]) -> dict[str, Any]:
-    best = predictions[0]
+def encode_error(error: KennelError, request_id: str) -> bytes:
+    return json.dumps({"error": {"code": error.code, "message": str(error), "request_id": request_id}}).encode()
+
+
+def _result(result: Result) -> dict[str, Any]:
+    if isinstance(result, KennelError):
+        return {"error": {"code": result.code, "message": str(result)}}
+    best = result.classes[0]
+    extras = {
+        "confident": result.confident,
+        "embedding": result.embedding,
+        "heat_map": None if result.heat_map is None else {"b64": base64.b64encode(result.heat_map).decode()},
+    }
     return {
         "label": best.label,
         "probability": best.probability,
-        "predictions": [asdict(prediction) for prediction in predictions],
+        **{name: value for name, value in extras.items() if value is not None},
+        "predictions": [asdict(item) for item in result.classes],
     }
 
 

@@ -7,8 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from container.contract import DEFAULT_DEADLINE_S, DEFAULT_MAX_PAYLOAD_MB, DEFAULT_PORT, SageMakerPaths
+from container.contract import (
+    DEFAULT_BATCH_DEADLINE_S,
+    DEFAULT_DEADLINE_S,
+    DEFAULT_MAX_PAYLOAD_MB,
+    DEFAULT_PORT,
+    SageMakerPaths,
+)
 from container.errors import ConfigError
+from serve.api import ANSWER_TYPES
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -33,6 +40,9 @@ class ServeConfig:
     max_payload_mib: int = DEFAULT_MAX_PAYLOAD_MB
     deadline_s: float = DEFAULT_DEADLINE_S
     startup_timeout_s: float = 240
+    multi_model: bool = False
+    batch: bool = False
+    default_accept: str = ""
     workers: int | None = None
     threads: int | None = None
 
@@ -54,13 +64,17 @@ class ServeConfig:
     def from_env(cls, env: Mapping[str, str]) -> ServeConfig:
         """Raises one ConfigError that names every problem."""
         reader = _Reader(env)
+        batch = reader.read("SAGEMAKER_BATCH", _boolean, False)
         config = cls(
             paths=SageMakerPaths.from_env(env),
             port=reader.read("SAGEMAKER_BIND_TO_PORT", _integer(1, 65535), DEFAULT_PORT),
             safe_ports=reader.read("SAGEMAKER_SAFE_PORT_RANGE", _port_range, None),
             max_payload_mib=_payload(reader),
-            deadline_s=_deadline(reader),
+            deadline_s=_deadline(reader, float(DEFAULT_BATCH_DEADLINE_S if batch else DEFAULT_DEADLINE_S)),
             startup_timeout_s=reader.read("SAGEMAKER_STARTUP_TIMEOUT", _number(1, 3600), 240.0),
+            multi_model=reader.read("SAGEMAKER_MULTI_MODEL", _boolean, False),
+            batch=batch,
+            default_accept=reader.read("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT", _answer_type, ""),
             workers=reader.read("SAGEMAKER_MODEL_SERVER_WORKERS", _integer(1, 1024), None),
             threads=reader.read("KENNEL_SERVE_THREADS", _integer(1, 256), None),
         )
@@ -74,13 +88,13 @@ def _payload(reader: _Reader) -> int:
     return value or _BATCH_PAYLOAD_MIB
 
 
-def _deadline(reader: _Reader) -> float:
+def _deadline(reader: _Reader, default: float) -> float:
     # AWS's toolkits read the first in seconds and the second in minutes; the finer one wins there as well.
     minutes = reader.read("SAGEMAKER_MODEL_SERVER_TIMEOUT", _number(1 / 60, _MAX_DEADLINE_S / 60), None)
     seconds = reader.read("SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS", _number(1, _MAX_DEADLINE_S), None)
     if seconds is None and minutes is not None:
         return minutes * 60
-    return seconds or float(DEFAULT_DEADLINE_S)
+    return seconds or default
 
 
 class _Reader:
@@ -131,6 +145,19 @@ def _number(least: float, most: float) -> Callable[[str], float]:
         return value
 
     return parse
+
+
+def _boolean(text: str) -> bool:
+    # SageMaker sends "true", the SDK's local mode "True".
+    if text.lower() not in ("true", "false", "1", "0"):
+        raise ValueError("true or false")
+    return text.lower() in ("true", "1")
+
+
+def _answer_type(text: str) -> str:
+    if text.lower() not in ANSWER_TYPES:
+        raise ValueError(f"one of {', '.join(ANSWER_TYPES)}")
+    return text.lower()
 
 
 def _port_range(text: str) -> range:

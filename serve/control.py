@@ -1,4 +1,4 @@
-"""The control listener: what is true of the workers, for HAProxy's health check, /info and `serve` itself."""
+"""The control listener: its two sockets, and what is true of the workers that have announced themselves there."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 from serve.logs import log
 
@@ -46,10 +47,15 @@ class WorkerState:
 
 @dataclass
 class Fleet:
-    """All workers that have announced themselves. Shared by threads; every method takes the lock."""
+    """All workers that have announced themselves, how many have ended, and why models could not be loaded.
+
+    Shared by threads.
+    """
 
     work_s: float
-    failure: str | None = None
+    failures: dict[str, str] = field(default_factory=dict)
+    embedding_lengths: dict[str, int | None] = field(default_factory=dict)
+    ended: int = 0
     workers: dict[int, WorkerState] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -59,19 +65,22 @@ class Fleet:
 
     def remove(self, pid: int) -> None:
         with self._lock:
-            self.workers.pop(pid, None)
+            self.ended += self.workers.pop(pid, None) is not None
 
-    def ready(self) -> bool:
-        """Whether any worker can answer a request now or after the one that it works on."""
-        return any(worker.can_answer() and not self._overdue(worker) for worker in self._all())
+    def ready(self, model: str) -> bool:
+        """Whether any worker of `model` can answer a request now or after the one that it works on."""
+        return any(worker.model == model and worker.can_answer() and not self._overdue(worker) for worker in self.all())
 
-    def orphaned(self) -> bool:
-        """Whether the process that forks workers is gone: MMS starts no other (tried)."""
-        return any(not _alive(worker.parent) for worker in self._all())
+    def has(self, model: str) -> bool:
+        return any(worker.model == model for worker in self.all())
+
+    def orphaned_models(self) -> set[str]:
+        """Models whose process that forks workers is gone: MMS starts no other (tried)."""
+        return {worker.model for worker in self.all() if not _alive(worker.parent)}
 
     def kill_stuck(self) -> None:
         """End the workers that hang past the deadline or are stopped; MMS starts others in their place."""
-        for worker in self._all():
+        for worker in self.all():
             worker.stopped_since = None if worker.can_answer() else worker.stopped_since or time.monotonic()
             stopped = worker.stopped_since is not None and time.monotonic() - worker.stopped_since > _STOPPED_S
             if stopped or self._overdue(worker, _KILL_AFTER_S):
@@ -84,7 +93,7 @@ class Fleet:
         since = worker.busy_since
         return since is not None and time.monotonic() - since > self.work_s + grace_s
 
-    def _all(self) -> list[WorkerState]:
+    def all(self) -> list[WorkerState]:
         with self._lock:
             return list(self.workers.values())
 
@@ -97,45 +106,57 @@ def _alive(pid: int) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class Reply:
+    """What a path of control answers: a JSON value, or text of another type."""
+
+    status: int
+    value: Any
+    content_type: str = "application/json; charset=utf-8"
+
+    def body(self) -> bytes:
+        return self.value if isinstance(self.value, bytes) else json.dumps(self.value).encode()
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request to control; `query` has the first value of each parameter."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    body: bytes
+    request_id: str
+
+
 class Control:
     """Two Unix sockets in `folder`: `control.sock` speaks HTTP, on `workers.sock` workers tell their state."""
 
-    def __init__(self, folder: Path, *, work_s: float, info: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, folder: Path, *, work_s: float) -> None:
         self.fleet = Fleet(work_s)
         self.http_address = folder / "control.sock"
         self.workers_address = folder / "workers.sock"
-        self.draining = False
-        self._backend_listens: Callable[[], bool] | None = None
-        self.info = info
-        self._servers: list[socketserver.BaseServer] = []
 
-    def start(self) -> None:
-        self._listen(self.http_address, _HttpHandler)
-        self._listen(self.workers_address, _WorkerHandler)
+    def start(self, answer: Callable[[Call], Reply]) -> None:
+        """Listen; `answer` is called in a thread for every HTTP request, and raises nothing."""
+        self._listen(self.workers_address, _WorkerHandler, answer)
+        self._listen(self.http_address, _HttpHandler, answer)
 
-    def _listen(self, address: Path, handler: type[socketserver.BaseRequestHandler]) -> None:
+    def _listen(
+        self, address: Path, handler: type[socketserver.BaseRequestHandler], answer: Callable[[Call], Reply]
+    ) -> None:
         server = _Server(str(address), handler)
-        server.control = self
+        server.fleet = self.fleet
+        server.answer = answer
         threading.Thread(target=server.serve_forever, daemon=True, name=address.name).start()
-        self._servers.append(server)
-
-    def await_backend(self, listens: Callable[[], bool]) -> None:
-        """Count as ready only once `listens` has been true: a worker can be ready before MMS takes requests."""
-        self._backend_listens = listens
-
-    def ready(self) -> bool:
-        if self.draining or not self.fleet.ready():
-            return False
-        if self._backend_listens and self._backend_listens():
-            self._backend_listens = None
-        return self._backend_listens is None
 
 
 class _Server(socketserver.ThreadingUnixStreamServer):
     daemon_threads = True
     block_on_close = False
     request_queue_size = 128
-    control: Control
+    fleet: Fleet
+    answer: Callable[[Call], Reply]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A health check that has seen the status may hang up; anything else is worth a line."""
@@ -148,14 +169,15 @@ class _WorkerHandler(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         assert isinstance(self.server, _Server)  # noqa: S101
-        fleet = self.server.control.fleet
+        fleet = self.server.fleet
         worker: WorkerState | None = None
         for line in self.rfile:
             event = json.loads(line)
             if event["state"] == "failed":
-                fleet.failure = event["message"]
+                fleet.failures[event["model"]] = event["message"]
             elif event["state"] == "ready":
                 worker = WorkerState(model=event["model"], pid=event["pid"], parent=event["parent"])
+                fleet.embedding_lengths[worker.model] = event["embedding_length"]
                 fleet.add(worker)
             elif worker:
                 worker.busy_since = time.monotonic() if event["state"] == "busy" else None
@@ -171,21 +193,23 @@ class _HttpHandler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         assert isinstance(self.server, _Server)  # noqa: S101
-        control = self.server.control
-        if self.path == "/health":
-            self._answer(200 if control.ready() else 503, {})
-        elif self.path == "/info":
-            self._answer(200, control.info())
-        else:
-            self._answer(404, {})
-
-    def _answer(self, status: int, value: dict[str, Any]) -> None:
-        body = json.dumps(value).encode()
-        self.send_response_only(status)
-        self.send_header("Content-Type", "application/json; charset=utf-8")
+        path, _, query = self.path.partition("?")
+        call = Call(
+            method=self.command,
+            path=path,
+            query=dict(parse_qsl(query)),
+            body=self.rfile.read(int(self.headers.get("Content-Length") or 0)),
+            request_id=self.headers.get("X-Request-Id", ""),
+        )
+        reply = self.server.answer(call)
+        body = reply.body()
+        self.send_response_only(reply.status)
+        self.send_header("Content-Type", reply.content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    do_POST = do_DELETE = do_GET
 
     def address_string(self) -> str:
         return "front"  # A Unix socket's peer has no address for the base class to take apart.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,10 @@ from container.errors import ArtifactError
 from container.preprocessing import Float32Array
 
 INPUT = "photos"
+# (batch, classes); (batch, channels): pooled; (batch, channels, h, w): what is pooled.
 LOGITS = "logits"
+FEATURES = "features"
+MAPS = "maps"
 
 
 class OnnxEngine:
@@ -42,7 +47,23 @@ class OnnxEngine:
                 f"expected '{INPUT}' in and '{LOGITS}' out"
             )
 
-    def logits(self, photos: Float32Array) -> Float32Array:
-        """(batch, 3, height, width) float32 -> (batch, classes) float32."""
-        (logits,) = self._session.run([LOGITS], {INPUT: photos})
-        return np.asarray(logits, np.float32)
+    @property
+    def outputs(self) -> frozenset[str]:
+        """Names of what the network can give."""
+        return frozenset(value.name for value in self._session.get_outputs())
+
+    def width(self, output: str) -> int | None:
+        """The second dimension of an output; None where the network does not give it."""
+        widths = [value.shape[1] for value in self._session.get_outputs() if value.name == output]
+        return int(widths[0]) if widths else None
+
+    def run(self, photos: Float32Array, outputs: Sequence[str]) -> list[Float32Array]:
+        """(batch, 3, height, width) float32 -> the named outputs, float32."""
+        return [np.asarray(value, np.float32) for value in self._session.run(list(outputs), {INPUT: photos})]
+
+
+def return_freed_memory() -> None:
+    """Give back what loading has freed: the C library keeps the read file and the unpacked weights, half of it all."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
+    if trim is not None:
+        trim(0)

@@ -36,7 +36,7 @@ def main(env: Mapping[str, str]) -> int:
 
 def serve(config: ServeConfig, folder: Path, processes: Processes, env: Mapping[str, str]) -> None:
     """From the settings to the last answer; raises KennelError for what ends it early."""
-    stack = Stack.plan(config, folder)
+    stack = Stack(config, folder)
     stack.start(processes, env)
     stack.verify()
     stack.watch(processes)

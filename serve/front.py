@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
+import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from container.contract import DRAIN_S
@@ -24,6 +27,11 @@ _HEADROOM_BYTES = 32 * 1024
 _MAX_HEADER_BYTES = 2048
 # Time for a client to send its headers, and a body up to BUFFER_BYTES.
 _UPLOAD_S = 10
+# A model is verified and loaded while its caller waits.
+_LOAD_S = 300
+
+# The path of HAProxy's Prometheus figures; the scopes leave out those of single servers.
+FIGURES = "/metrics?scope=frontend&scope=backend&scope=global"
 
 _HEADERS = "host|content-type|content-length|transfer-encoding|expect|accept"
 ID = "%[var(txn.id)]"
@@ -34,15 +42,32 @@ class FrontConfig:
     """All that the configuration depends on; `mms` and `control` are HAProxy addresses (`unix@/path`, `ip:port`)."""
 
     port: int
+    folder: Path
     mms: str
     control: str
-    workers: int
+    slots: int
     large_bodies: int
     queue_length: int
     max_connections: int
     max_payload_bytes: int
     queue_s: float
     work_s: float
+    multi_model: bool = False
+
+    @property
+    def loaded_models(self) -> Path:
+        """The map of models that may be called: a file at the start, HAProxy's memory after it."""
+        return self.folder / "models.map"
+
+    @property
+    def figures(self) -> Path:
+        """The socket on which HAProxy tells its own Prometheus figures."""
+        return self.folder / "figures.sock"
+
+    @property
+    def runtime(self) -> Path:
+        """The socket of HAProxy's runtime API."""
+        return self.folder / "front.sock"
 
 
 def haproxy() -> str:
@@ -59,7 +84,7 @@ def haproxy() -> str:
 
 def configuration(config: FrontConfig) -> str:
     """The whole text."""
-    return "\n".join([_global(config), _defaults(config), _frontend(config), _backends(config), ""])
+    return "\n".join([_global(config), _defaults(config), _frontend(config), _backends(config)])
 
 
 def _global(config: FrontConfig) -> str:
@@ -70,13 +95,13 @@ global
     nbthread 1
     tune.bufsize {BUFFER_BYTES + _HEADROOM_BYTES}
     tune.maxrewrite 8192
+    stats socket {config.runtime} mode 600 level admin
     # SIGUSR1 stops listening and lets requests end; after this it ends them.
     hard-stop-after {DRAIN_S - 2}s
 """
 
 
 def _defaults(config: FrontConfig) -> str:
-    errors = "\n".join(f"    {_http_error(status, code, message)}" for status, code, message in _ERRORS)
     return f"""\
 defaults
     mode http
@@ -91,7 +116,7 @@ defaults
     timeout client 30s
     timeout queue {_ms(config.queue_s)}
     timeout server {_ms(config.work_s)}
-{errors}
+{_lines(_http_error(*error) for error in _ERRORS)}
 """
 
 
@@ -110,9 +135,11 @@ def _http_error(status: int, code: str, message: str) -> str:
     return f"http-error status {status} content-type application/json lf-string '{_error(code, message)}'{retry}"
 
 
-def _return(status: int, code: str, message: str, condition: str, headers: str = "") -> str:
+def _refuse(status: int, code: str, message: str, condition: str, *, allow: str = "") -> str:
+    """A rule that answers with an error where `condition` holds."""
+    header = f' hdr Allow "{allow}"' if allow else ""
     answer = f"status {status} content-type application/json lf-string '{_error(code, message)}'"
-    return f"return {answer}{headers} {condition}"
+    return f"return {answer}{header} {condition}"
 
 
 def _error(code: str, message: str) -> str:
@@ -122,86 +149,127 @@ def _error(code: str, message: str) -> str:
 
 
 def _frontend(config: FrontConfig) -> str:
-    limit_mib = config.max_payload_bytes // 1024**2
-    types = ", ".join(api.CONTENT_TYPES)
-    refusals = [
-        _return(404, "not_found", "known paths are /ping, /invocations and /info", "unless known"),
-        _return(405, "method_not_allowed", "use GET", "if reads !get", ' hdr Allow "GET, HEAD"'),
-        _return(405, "method_not_allowed", "use POST", "if invocations !post", ' hdr Allow "POST"'),
-        _return(
-            413,
-            "payload_too_large",
-            f"the body is over the limit of {limit_mib} MiB (SAGEMAKER_MAX_PAYLOAD_IN_MB)",
-            f"if {{ req.hdr_val(content-length) gt {config.max_payload_bytes} }}",
-        ),
-        _return(
-            415,
-            "unsupported_media_type",
-            f"send a photo or JSON with a Content-Type of {types}",
-            "if invocations !offered",
-        ),
-        _return(
-            400,
-            "bad_request",
-            f"a header is longer than {_MAX_HEADER_BYTES} bytes",
-            " or ".join(
-                f"{'if ' if not position else ''}{{ req.fhdr({name}),length gt {_MAX_HEADER_BYTES} }}"
-                for position, name in enumerate(("accept", "content-type", api.ATTRIBUTES_HEADER.lower()))
-            ),
-        ),
-    ]
-    # Control knows first; without this, /ping could promise what the next request would be refused.
-    not_yet = _return(503, "unavailable", "no worker is ready", "if ping { nbsrv(workers) eq 0 }")
-    lines = "\n".join(f"    http-request {line}" for line in [*refusals, not_yet])
+    attributes = api.ATTRIBUTES_HEADER
+    types = " ".join(api.CONTENT_TYPES)
     return f"""\
 frontend api
     bind 0.0.0.0:{config.port}
     log global
     log-format '{_log_line()}'
 
+{_lines(_paths(config))}
+    acl known path /ping /info /metrics /execution-parameters
+    acl reads path /ping /info /metrics /execution-parameters
     acl ping path /ping
-    acl info path /info
-    acl invocations path /invocations
-    acl reads path /ping /info
-    acl known path /ping /info /invocations
+    acl invocations var(txn.invocation) -m found
     acl get method GET HEAD
     acl post method POST
-    acl offered req.hdr(content-type),field(1,;),lower,regsub([[:space:]]+,,g) -m str {" ".join(api.CONTENT_TYPES)}
+    acl offered req.hdr(content-type),field(1,;),lower,regsub([[:space:]]+,,g) -m str {types}
 
+    http-request set-var(txn.invocation) bool(true) if invocation_path
     http-request set-var(txn.id) req.hdr(x-request-id) if {{ req.hdr(x-request-id) -m reg ^[A-Za-z0-9._:-]{{1,128}}$ }}
     http-request set-var(txn.id) uuid() unless {{ var(txn.id) -m found }}
     http-request set-var(txn.path) path
     http-request set-var(txn.inference) req.hdr(x-amzn-sagemaker-inference-id)
-    http-request set-var(txn.attributes) req.hdr({api.ATTRIBUTES_HEADER.lower()})
+    http-request set-var(txn.target) req.hdr(x-amzn-sagemaker-target-model)
+    http-request set-var(txn.attributes) req.hdr({attributes.lower()})
     http-request set-log-level silent if ping
 
     # The worker gets what it needs and no more: to MMS a header "body" or a query parameter is part of the body.
     http-request del-header ^(?!({_HEADERS})$|x-amzn-sagemaker-) -m reg
-    http-request set-header x-request-id %[var(txn.id)]
+    http-request set-header x-request-id {ID}
     http-request set-header content-type application/octet-stream unless {{ req.hdr(content-type) -m found }}
 
-{lines}
-    http-request set-uri /invocations if invocations
-    http-request wait-for-body time {_UPLOAD_S}s if invocations
-    http-request {
-        _return(
-            503,
-            "overloaded",
-            "too many requests wait for a worker; try again",
-            f"if invocations {{ queue(workers) ge {config.queue_length} }}",
-        )
-    }
+{_lines(f"http-request {rule}" for rule in _refusals(config))}
+{_lines(f"http-request {rule}" for rule in _invocation(config))}
 
-    http-after-response set-header X-Request-Id %[var(txn.id)] if {{ var(txn.id) -m found }}
-    http-after-response set-header {api.ATTRIBUTES_HEADER} %[var(txn.attributes)] if {{ var(txn.attributes) -m found }}
+    http-after-response set-header X-Request-Id {ID} if {{ var(txn.id) -m found }}
+    http-after-response set-header {attributes} %[var(txn.attributes)] if {{ var(txn.attributes) -m found }}
     http-after-response set-header Retry-After 1 if {{ status 503 }}
     http-after-response set-header Cache-Control no-store
 
     use_backend ping if ping
-    use_backend control if info
+    use_backend models if managing
+    use_backend control unless invocations
     use_backend large if {{ req.body_size gt {BUFFER_BYTES} }}
     default_backend workers
 """
+
+
+def _paths(config: FrontConfig) -> list[str]:
+    if not config.multi_model:
+        return ["acl invocation_path path /invocations", "acl managing always_false", "acl known path /invocations"]
+    return [
+        "acl invocation_path path_reg ^/models/[^/]+/invoke$",
+        "acl all_models path /models",
+        "acl one_model path_reg ^/models/[^/]+$",
+        "acl managing path_reg ^/models(/[^/]+)?$",
+        "acl known path_reg ^/models(/[^/]+(/invoke)?)?$",
+        f"acl loaded var(txn.model),map_str({config.loaded_models}) -m found",
+    ]
+
+
+def _refusals(config: FrontConfig) -> list[str]:
+    limit = f"{config.max_payload_bytes // 1024**2} MiB (SAGEMAKER_MAX_PAYLOAD_IN_MB)"
+    inference = "/models and /models/<name>/invoke" if config.multi_model else "/invocations"
+    sized = ("accept", "content-type", api.ATTRIBUTES_HEADER.lower())
+    long_header = " or ".join(f"{{ req.fhdr({name}),length gt {_MAX_HEADER_BYTES} }}" for name in sized)
+    managed = [
+        _refuse(405, "method_not_allowed", "use GET or POST", "if all_models !get !post", allow="GET, POST"),
+        _refuse(
+            405, "method_not_allowed", "use GET or DELETE", "if one_model !get !{ method DELETE }", allow="GET, DELETE"
+        ),
+    ]
+    return [
+        _refuse(
+            404,
+            "not_found",
+            f"known paths are /ping, /info, /metrics, /execution-parameters, {inference}",
+            "unless known",
+        ),
+        _refuse(405, "method_not_allowed", "use GET", "if reads !get", allow="GET, HEAD"),
+        _refuse(405, "method_not_allowed", "use POST", "if invocations !post", allow="POST"),
+        *(managed if config.multi_model else []),
+        _refuse(
+            413,
+            "payload_too_large",
+            f"the body is over the limit of {limit}",
+            f"if {{ req.hdr_val(content-length) gt {config.max_payload_bytes} }}",
+        ),
+        _refuse(
+            415,
+            "unsupported_media_type",
+            f"send a photo or JSON, with a Content-Type of {', '.join(api.CONTENT_TYPES)}",
+            "if invocations !offered",
+        ),
+        _refuse(400, "bad_request", f"a header is longer than {_MAX_HEADER_BYTES} bytes", f"if {long_header}"),
+        # Control knows first; without this, /ping could promise what the next request would be refused.
+        _refuse(503, "unavailable", "no worker is ready", "if ping { nbsrv(workers) eq 0 }"),
+    ]
+
+
+def _invocation(config: FrontConfig) -> list[str]:
+    """From the path to MMS's own, and the body before a worker's place."""
+    if config.multi_model:
+        first = [
+            "set-var(txn.model) path,field(3,/) if invocations",
+            # Counted before it is let through, so that who waits for the last call of a model sees each of them.
+            "track-sc0 var(txn.model) table running if invocations",
+            _refuse(404, "model_not_found", "this model is not loaded", "if invocations !loaded"),
+            "set-uri /predictions/%[var(txn.model)] if invocations",
+        ]
+    else:
+        first = ["set-uri /invocations if invocations"]
+    return [
+        *first,
+        f"wait-for-body time {_UPLOAD_S}s if invocations or managing",
+        _refuse(
+            503,
+            "overloaded",
+            "too many requests wait for a worker; try again",
+            f"if invocations {{ queue(workers) ge {config.queue_length} }}",
+        ),
+    ]
 
 
 def _log_line() -> str:
@@ -210,6 +278,7 @@ def _log_line() -> str:
         "source": "front",
         "request_id": ID,
         "inference_id": "%[var(txn.inference),json(utf8s)]",
+        "target_model": "%[var(txn.target),json(utf8s)]",
         "method": "%[capture.req.method,json(utf8s)]",
         "path": "%[var(txn.path),json(utf8s)]",
     }
@@ -227,8 +296,12 @@ def _log_line() -> str:
 
 
 def _backends(config: FrontConfig) -> str:
-    translate = "\n".join(f"    http-response {line}" for line in _MMS_RULES)
+    translate = _lines(f"http-response {rule}" for rule in _MMS_RULES)
     return f"""\
+frontend figures
+    bind unix@{config.figures} mode 600
+    http-request use-service prometheus-exporter
+
 backend ping
     timeout server 1500ms
     http-request set-uri /health
@@ -239,44 +312,80 @@ backend control
     timeout server 5s
     server control {config.control}
 
+backend models
+    timeout server {_LOAD_S}s
+    server control {config.control}
+
 backend health
     option httpchk GET /health
     timeout check 2s
     server control {config.control} check inter 500ms downinter 100ms fall 3 rise 1
 
 backend workers
-    server mms {config.mms} maxconn {config.workers} track health/control
+    server mms {config.mms} maxconn {config.slots} track health/control
 {translate}
 
 backend large
     server mms {config.mms} maxconn {config.large_bodies} track health/control
 {translate}
+
+backend running
+    stick-table type string len 256 size 10k expire 1h store conn_cur
 """
 
 
 # Answers of our handler name a charset; what does not is from MMS itself.
 _FOREIGN = "!{ res.hdr(content-type) -m sub charset }"
 _MMS_RULES = (
-    _return(
+    _refuse(
         413,
         "payload_too_large",
         "the body is over the limit (SAGEMAKER_MAX_PAYLOAD_IN_MB)",
         f"if {{ status 413 }} {_FOREIGN}",
     ),
-    _return(
+    _refuse(404, "model_not_found", "this model is not loaded", f"if {{ status 404 }} {_FOREIGN}"),
+    _refuse(
         503,
         "worker_died",
         "the worker ended while it had this request; another one starts; try again",
         f"if {{ status 500:599 }} {_FOREIGN}",
-        ' hdr Retry-After "1"',
     ),
-    _return(400, "bad_request", "the request cannot be understood", f"if {{ status 400:499 }} {_FOREIGN}"),
+    _refuse(400, "bad_request", "the request cannot be understood", f"if {{ status 400:499 }} {_FOREIGN}"),
     # Data capture and clients that compare the whole value know the plain name.
-    f"set-header content-type {api.JSON} if {{ res.hdr(content-type) -m beg {api.JSON} }}",
+    "replace-header content-type ^([^;]+);.*$ \\1",
     "del-header pragma",
     "del-header expires",
 )
 
 
+def _lines(rules: Any) -> str:
+    return "\n".join(f"    {rule}" for rule in rules)
+
+
 def _ms(seconds: float) -> str:
     return f"{round(seconds * 1000)}ms"
+
+
+class FrontRuntime:
+    """HAProxy's runtime API: which models may be called, and how many calls of one are under way."""
+
+    def __init__(self, config: FrontConfig) -> None:
+        self._config = config
+
+    def allow(self, model: str) -> None:
+        self._command(f"add map {self._config.loaded_models} {model} 1")
+
+    def refuse(self, model: str) -> None:
+        self._command(f"del map {self._config.loaded_models} {model}")
+
+    def running(self, model: str) -> int:
+        """Calls that were let through and are not answered."""
+        found = re.search(r"conn_cur=(\d+)", self._command(f"show table running key {model}"))
+        return int(found[1]) if found else 0
+
+    def _command(self, text: str) -> str:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(5)
+            client.connect(str(self._config.runtime))
+            client.sendall(text.encode() + b"\n")
+            return b"".join(iter(lambda: client.recv(65536), b"")).decode()

@@ -13,21 +13,23 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from container.errors import KennelError, RequestError
-from serve import codec
-from serve.api import ATTRIBUTES_HEADER
+from container.errors import KennelError, PayloadTooLargeError, RequestError
+from serve import codec, metrics
+from serve.api import ATTRIBUTES_HEADER, JSON, PNG
 from serve.link import Link
 from serve.logs import log
-from serve.predictor import ClassProbability, Predictor
+from serve.options import Options, read_options
+from serve.prediction import Prediction
+from serve.predictor import Predictor
 
 SETTINGS = "worker.json"
-# With a charset, so that the front can tell our answers from MMS's own errors, which it must translate.
-_JSON_TYPE = "application/json; charset=utf-8"
+# With it the front tells our answers from MMS's own errors, which it must translate; it takes it off again.
+_OURS = "; charset=utf-8"
 _LEAST_BODY_BYTES = 64
 
 
@@ -45,18 +47,24 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Response:
+    """`results` are for the log and the metrics."""
+
     status: int
-    body: bytes
-    content_type: str = _JSON_TYPE
+    body: codec.Body
+    results: list[codec.Result] = field(default_factory=list)
+    options: Options = field(default_factory=Options)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
     """What a loaded worker keeps between calls."""
 
+    model: str
     predictor: Predictor
     link: Link
     timeout_s: float
+    max_payload_bytes: int
+    default_accept: str
 
 
 _loaded: Worker | None = None
@@ -71,10 +79,9 @@ def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | Non
     assert _loaded is not None  # noqa: S101  MMS loads before it calls
     headers = {name.lower(): value for name, value in context.get_all_request_header(0).items() if name != "body"}
     response = respond(Request(body=bytes(data[0].get("body") or b""), headers=headers), _loaded)
-    # An empty phrase: MMS sends the status's own.
     context.set_response_status(response.status, HTTPStatus(response.status).phrase[:20], 0)
-    context.set_response_content_type(0, response.content_type)
-    return [response.body.ljust(_LEAST_BODY_BYTES)]
+    context.set_response_content_type(0, response.body.content_type + _OURS)
+    return [response.body.content.ljust(_LEAST_BODY_BYTES, b"\n")]
 
 
 def load(folder: Path, *, model: str) -> Worker:
@@ -90,21 +97,31 @@ def load(folder: Path, *, model: str) -> Worker:
         link.failed(str(error) if isinstance(error, KennelError) else f"the model cannot be loaded: {error!r}")
         raise
     log("worker", "ready", model=model, seconds=round(time.monotonic() - started, 3))
-    link.ready()
-    return Worker(predictor=predictor, link=link, timeout_s=settings["timeout_s"])
+    link.ready(embedding_length=predictor.embedding_length)
+    return Worker(
+        model=model,
+        predictor=predictor,
+        link=link,
+        timeout_s=settings["timeout_s"],
+        max_payload_bytes=settings["max_payload_bytes"],
+        default_accept=settings["default_accept"],
+    )
 
 
 def respond(request: Request, worker: Worker) -> Response:
     """Answer one request: the translator of errors to HTTP. Nothing is raised, and no traceback leaves."""
+    started = time.perf_counter()
     try:
         with _timed(worker):
-            return _json(200, answer(request, worker.predictor))
+            response = answer(request, worker)
     except KennelError as error:
-        return _json(error.status, codec.encode_error(error, request.id))
+        response = _failed(error, request)
     except Exception as error:
         log("worker", "failed", request_id=request.id, error=repr(error), traceback=traceback.format_exc())
-        broken = KennelError("the server failed at this request; its log has the reason under this request_id")
-        return _json(broken.status, codec.encode_error(broken, request.id))
+        words = "the server failed at this request; its log has the reason under this request_id"
+        response = _failed(KennelError(words), request)
+    _record(request, response, worker.model, time.perf_counter() - started)
+    return response
 
 
 @contextmanager
@@ -119,28 +136,61 @@ def _timed(worker: Worker) -> Iterator[None]:
         worker.link.idle()
 
 
-def answer(request: Request, predictor: Predictor) -> dict[str, Any]:
+def answer(request: Request, worker: Worker) -> Response:
     """Raises RequestError for what the caller can mend."""
-    codec.check_accept(request.headers.get("accept", ""))
-    options = codec.read_options(request.headers.get(ATTRIBUTES_HEADER.lower(), ""))
+    if len(request.body) > worker.max_payload_bytes:
+        raise PayloadTooLargeError(f"the body is over the limit of {worker.max_payload_bytes} bytes")
+    predictor = worker.predictor
+    options = read_options(request.headers.get(ATTRIBUTES_HEADER.lower(), ""))
+    content_type = codec.choose_type(request.headers.get("accept") or worker.default_accept, explain=options.explain)
+    options = replace(options, explain=options.explain or content_type == PNG)
     photos = codec.read_photos(request.body, request.headers.get("content-type", "application/octet-stream"))
-    top_k = min(options.top_k or predictor.manifest.top_k, len(predictor.manifest.class_names))
-    results = [_predict(photo, predictor, top_k) for photo in photos.items]
-    if photos.many:
-        return codec.encode_many(results, predictor.manifest)
-    if isinstance(results[0], KennelError):
+    codec.check_together(photos, options, content_type)
+    predictor.check(options)
+    results = [_predict(photo, predictor, options) for photo in photos.items]
+    if not photos.many and isinstance(results[0], KennelError):
         raise results[0]
-    return codec.encode_one(results[0], predictor.manifest)
+    body = codec.encode(results, predictor.manifest, many=photos.many, content_type=content_type)
+    return Response(status=200, body=body, results=results, options=options)
 
 
-def _predict(photo: bytes | KennelError, predictor: Predictor, top_k: int) -> list[ClassProbability] | KennelError:
+def _predict(photo: bytes | KennelError, predictor: Predictor, options: Options) -> codec.Result:
     if isinstance(photo, KennelError):
         return photo
     try:
-        return predictor.predict(photo, top_k)
+        return predictor.predict(photo, options)
     except RequestError as error:
         return error
 
 
-def _json(status: int, value: dict[str, Any]) -> Response:
-    return Response(status=status, body=json.dumps(value).encode())
+def _failed(error: KennelError, request: Request) -> Response:
+    return Response(
+        status=error.status, body=codec.Body(content_type=JSON, content=codec.encode_error(error, request.id))
+    )
+
+
+def _record(request: Request, response: Response, model: str, seconds: float) -> None:
+    """One log line, joined with the front's by the request's id, and the metrics."""
+    predictions = [result for result in response.results if isinstance(result, Prediction)]
+    metrics.RESPONSES.labels(model, str(response.status)).inc()
+    metrics.STAGES.labels(model, "total").observe(seconds)
+    for prediction in predictions:
+        best = prediction.classes[0]
+        metrics.STAGES.labels(model, "decode").observe(prediction.decode_s)
+        metrics.STAGES.labels(model, "inference").observe(prediction.inference_s)
+        metrics.PREDICTIONS.labels(model, best.label).inc()
+        metrics.CONFIDENCE.labels(model).observe(best.probability)
+    labels = {"labels": [prediction.classes[0].label for prediction in predictions]}
+    log(
+        "worker",
+        "answered",
+        request_id=request.id,
+        model=model,
+        status=response.status,
+        bytes=len(request.body),
+        photos=[f"{prediction.width}x{prediction.height}" for prediction in predictions],
+        decode_ms=round(1000 * sum(prediction.decode_s for prediction in predictions), 1),
+        inference_ms=round(1000 * sum(prediction.inference_s for prediction in predictions), 1),
+        total_ms=round(1000 * seconds, 1),
+        **(labels if response.options.log_label else {}),
+    )

@@ -21,9 +21,15 @@ class Link:
         self._socket.connect(str(address))
         self._model = model
 
-    def ready(self) -> None:
+    def ready(self, *, embedding_length: int | None) -> None:
         """Loaded, and has answered a warm-up."""
-        self._send(state="ready", model=self._model, pid=os.getpid(), parent=os.getppid())
+        self._send(
+            state="ready",
+            model=self._model,
+            pid=os.getpid(),
+            parent=os.getppid(),
+            embedding_length=embedding_length,
+        )
 
     def failed(self, message: str) -> None:
         """The model cannot be loaded, and trying again would not help."""

@@ -15,11 +15,16 @@ import sys
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 from container.errors import ConfigError
-from serve.shape import Shape
+from serve.logs import log
+from serve.machine import MIB
+from serve.metrics import FOLDER_VARIABLE
+from serve.shape import SLACK_MIB, Shape
+from serve.unix import request
 
 MODEL = "model"
 HANDLER = "serve.handler:handle"
@@ -43,13 +48,17 @@ class MmsPlace:
         return self.folder / "home"
 
     @property
-    def model(self) -> Path:
-        """What MMS takes for the model: an empty folder with our settings.
+    def metrics(self) -> Path:
+        """Workers' figures (serve.metrics)."""
+        return self.folder / "metrics"
+
+    def model(self, name: str) -> Path:
+        """What MMS takes for a model: a folder that holds our settings and nothing else.
 
         It never sees the artifact, because it puts a model's folder on the worker's path ahead of the standard
         library, and obeys a MAR-INF/MANIFEST.json in it.
         """
-        return self.folder / "models" / MODEL
+        return self.folder / "models" / name
 
 
 def java() -> str:
@@ -98,21 +107,23 @@ def _native_name() -> str:
     return f"libnetty_transport_native_epoll_{machine}.so"
 
 
-def properties(place: MmsPlace, shape: Shape, *, max_payload_bytes: int, work_s: float) -> str:
-    """MMS's configuration file."""
+def properties(
+    place: MmsPlace, shape: Shape, *, max_payload_bytes: int, work_s: float, multi_model: bool = False
+) -> str:
+    """MMS's configuration file; in multi-model mode it starts without any model."""
     # The front lets no more requests through than this; MMS's own queue has no deadline.
-    queue = shape.workers + shape.large_bodies
+    queue = shape.slots + shape.large_bodies
     values: dict[str, Any] = {
         "inference_address": place.inference,
         "management_address": place.management,
         "model_store": "/",
-        "load_models": f"{MODEL}={place.model}",
+        **({} if multi_model else {"load_models": f"{MODEL}={place.model(MODEL)}"}),
         "default_service_handler": HANDLER,
         "default_workers_per_model": shape.workers,
         "default_response_timeout_seconds": max(_LEAST_TIMEOUT_S, round(work_s) + 30),
         "unregister_model_timeout": 60,
         "job_queue_size": queue,
-        "max_request_size": max_payload_bytes,
+        "max_request_size": max_payload_bytes + SLACK_MIB * MIB,
         "max_response_size": max_payload_bytes,
         "number_of_netty_threads": 2,
         "netty_client_threads": 2,
@@ -178,17 +189,53 @@ def launcher(python: str, worker: Path) -> str:
     return f'exec "{python}" -E -P -u "{worker}" "$@"\n'
 
 
-def prepare(place: MmsPlace, settings: Mapping[str, Any], config_text: str) -> None:
-    """Write all files that MMS reads."""
+def prepare(place: MmsPlace, config_text: str) -> None:
+    """Write the files that MMS reads at its start."""
+    place.metrics.mkdir()
     scripts = place.home / "mms"
     scripts.mkdir(parents=True)
     (scripts / "model_service_worker.py").write_text(launcher(sys.executable, Path(__file__).parent / "worker.py"))
     (scripts / "metrics").mkdir()
     (scripts / "metrics" / "metric_collector.py").write_text("")
-    place.model.mkdir(parents=True)
-    (place.model / WORKER_SETTINGS).write_text(json.dumps(settings))
     (place.folder / "log4j2.xml").write_text(LOG4J)
     (place.folder / "mms.properties").write_text(config_text)
+
+
+def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Make a model's folder (see MmsPlace.model)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / WORKER_SETTINGS).write_text(json.dumps(settings))
+
+
+class Management:
+    """MMS's management API, which never leaves the container."""
+
+    def __init__(self, place: MmsPlace) -> None:
+        self._address = place.management
+
+    def register(self, name: str, folder: Path, *, workers: int, timeout_s: float) -> tuple[int, str]:
+        """Load a model and wait for its workers; returns MMS's status and message."""
+        model = {
+            "model_name": name,
+            "url": str(folder),
+            "handler": HANDLER,
+            "batch_size": 1,  # MMS loses workers at larger ones.
+            "initial_workers": workers,
+            "synchronous": True,
+            "response_timeout": round(timeout_s),
+        }
+        try:
+            status, body = request(self._address, "POST", "/models", model, timeout_s=timeout_s + 30)
+        except (OSError, HTTPException) as error:
+            return 500, repr(error)
+        return status, body.decode(errors="replace")
+
+    def unregister(self, name: str) -> None:
+        """End a model's workers; a name that MMS does not know is no error."""
+        try:
+            request(self._address, "DELETE", f"/models/{name}", timeout_s=70)
+        except (OSError, HTTPException) as error:
+            log("serve", "multi-model-server did not unload a model", model=name, error=repr(error))
 
 
 def command(place: MmsPlace, shape: Shape, native: Path | None) -> list[str]:
@@ -218,10 +265,10 @@ def command(place: MmsPlace, shape: Shape, native: Path | None) -> list[str]:
     ]
 
 
-def environment(env: Mapping[str, str]) -> dict[str, str]:
+def environment(env: Mapping[str, str], place: MmsPlace) -> dict[str, str]:
     """The environment of Java and the workers: MMS_CONFIG_FILE and MODEL_SERVER_HOME would beat our settings.
 
     ONNX Runtime of version 1.29 and later reports to its makers unless ORT_DISABLE_TELEMETRY is set.
     """
     kept = {name: value for name, value in env.items() if not re.match(r"MMS_|MODEL_SERVER_HOME$|PYTHON", name)}
-    return {**kept, "ORT_DISABLE_TELEMETRY": "1"}
+    return {**kept, "ORT_DISABLE_TELEMETRY": "1", FOLDER_VARIABLE: str(place.metrics)}

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
-from container.artifact import Manifest, find_artifact, load_manifest
-from container.errors import ArtifactError
-from container.preprocessing import Float32Array, preprocess
-from serve.engine import OnnxEngine
-
-
-class Engine(Protocol):
-    """What runs a network."""
-
-    def logits(self, photos: Float32Array) -> Float32Array:
-        """(batch, 3, height, width) float32 -> (batch, classes) float32."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassProbability:
-    label: str
-    index: int
-    probability: float
+from container.artifact import WEIGHTS, Manifest, find_artifact, load_manifest
+from container.errors import ArtifactError, NotAcceptableError
+from container.preprocessing import Float32Array, centre_square, normalise, open_photo
+from serve.engine import FEATURES, LOGITS, MAPS, OnnxEngine, return_freed_memory
+from serve.explanation import class_activation_map, draw
+from serve.options import Options
+from serve.prediction import ClassProbability, Prediction
 
 
 @dataclass(frozen=True)
@@ -33,7 +22,8 @@ class Predictor:
     """Answers for single photos; on CPUs a batch is no faster, and takes its sum of memory at once."""
 
     manifest: Manifest
-    engine: Engine
+    engine: OnnxEngine
+    folder: Path
 
     @classmethod
     def load(cls, folder: Path, *, threads: int) -> Predictor:
@@ -41,15 +31,16 @@ class Predictor:
 
         Raises ArtifactError where the artifact and its network do not fit together.
         """
-        manifest = load_manifest(folder)
-        predictor = cls(manifest, OnnxEngine(find_artifact(folder) / manifest.network, threads=threads))
+        manifest, folder = load_manifest(folder), find_artifact(folder)
+        predictor = cls(manifest, OnnxEngine(folder / manifest.network, threads=threads), folder)
         predictor.warm_up()
+        return_freed_memory()
         return predictor
 
     def warm_up(self) -> None:
         size = self.manifest.preprocessing.crop_size
         try:
-            logits = self.engine.logits(np.zeros((1, 3, size, size), np.float32))
+            (logits,) = self.engine.run(np.zeros((1, 3, size, size), np.float32), [LOGITS])
         except Exception as error:
             raise ArtifactError(
                 f"{self.manifest.network} does not run on photos of {size} x {size} pixels: {error}"
@@ -63,18 +54,60 @@ class Predictor:
 
     def logits(self, photo: bytes) -> Float32Array:
         """A photo's bytes -> (classes,) float32; raises PhotoError."""
-        array: Float32Array = self.engine.logits(preprocess(photo, self.manifest.preprocessing)[None])[0]
-        return array
+        spec = self.manifest.preprocessing
+        array = normalise(centre_square(open_photo(photo, min_side=spec.resize_size), spec), spec)
+        (logits,) = self.engine.run(array[None], [LOGITS])
+        found: Float32Array = logits[0]
+        return found
 
-    def predict(self, photo: bytes, top_k: int) -> list[ClassProbability]:
-        """The `top_k` most probable classes, best first; raises PhotoError."""
-        probabilities = softmax(self.logits(photo))
-        best = np.argsort(-probabilities, kind="stable")[:top_k]
+    def predict(self, data: bytes, options: Options) -> Prediction:
+        """Raises PhotoError, and NotAcceptableError for an option that this network cannot answer."""
+        self.check(options)
+        spec = self.manifest.preprocessing
+        started = time.perf_counter()
+        photo = open_photo(data, min_side=spec.resize_size)
+        array = normalise(centre_square(photo, spec), spec)
+        decoded = time.perf_counter()
+        wanted = [LOGITS, *([FEATURES] if options.embed else []), *([MAPS] if options.explain else [])]
+        found = dict(zip(wanted, self.engine.run(array[None], wanted), strict=True))
+        inferred = time.perf_counter()
+        classes = self._classes(found[LOGITS][0], options)
+        threshold = self.manifest.confidence_threshold
+        return Prediction(
+            classes=classes,
+            confident=None if threshold is None else classes[0].probability >= threshold,
+            embedding=found[FEATURES][0].tolist() if options.embed else None,
+            heat_map=self._heat_map(data, found[MAPS][0], classes[0].index) if options.explain else None,
+            decode_s=decoded - started,
+            inference_s=inferred - decoded,
+            width=photo.info["size"][0],
+            height=photo.info["size"][1],
+        )
+
+    def check(self, options: Options) -> None:
+        """Raises NotAcceptableError for an option that this artifact cannot answer."""
+        if options.embed and FEATURES not in self.engine.outputs:
+            raise NotAcceptableError("embed=true: this model's network gives no features; train it anew to have them")
+        if options.explain and MAPS not in self.engine.outputs:
+            raise NotAcceptableError("explain=cam: this model's network gives no maps; train it anew to have them")
+
+    @property
+    def embedding_length(self) -> int | None:
+        """None where the network gives no features."""
+        return self.engine.width(FEATURES)
+
+    def _classes(self, logits: Float32Array, options: Options) -> list[ClassProbability]:
+        probabilities = softmax(logits / np.float32(self.manifest.temperature))
         names = self.manifest.class_names
+        top_k = min(options.top_k or self.manifest.top_k, len(names))
+        best = np.argsort(-probabilities, kind="stable")[:top_k]
         return [
             ClassProbability(label=names[index], index=int(index), probability=float(probabilities[index]))
             for index in best
         ]
+
+    def _heat_map(self, data: bytes, maps: Float32Array, index: int) -> bytes:
+        return draw(data, class_activation_map(maps, self.folder / WEIGHTS, index), self.manifest.preprocessing)
 
 
 def softmax(logits: Float32Array) -> Float32Array:

@@ -9,7 +9,9 @@ import subprocess
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import IO, Any
+
+from serve.logs import log
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -32,9 +34,13 @@ class Processes:
         self.stop_asked = True
         self._wake.set()
 
-    def start(self, name: str, command: Sequence[str], *, env: Mapping[str, str]) -> None:
-        process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, process_group=0)
+    def start(self, name: str, command: Sequence[str], *, env: Mapping[str, str], retell_errors: bool = False) -> None:
+        """Start a program; with `retell_errors`, what it says on stderr becomes log lines of ours."""
+        errors = subprocess.PIPE if retell_errors else None
+        process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stderr=errors, process_group=0)
         self._names[process.pid] = name
+        if process.stderr:
+            threading.Thread(target=_retell, args=(name, process.stderr), daemon=True).start()
         process.returncode = 0  # Reaped by `wait`; Popen's own bookkeeping would wait for it again.
 
     def wait(self, timeout_s: float) -> None:
@@ -68,3 +74,8 @@ class Processes:
                 os.killpg(pid, signal.SIGKILL)
         while any(name not in self._ended for name in self._names.values()):
             self.wait(0.5)
+
+
+def _retell(name: str, lines: IO[bytes]) -> None:
+    for line in lines:
+        log(name, line.decode(errors="replace").strip())

@@ -13,22 +13,32 @@ from serve.machine import MIB, Machine
 _JVM_MIB = 96
 _FRONT_MIB = 24
 _SERVE_MIB = 32
-_WORKER_MIB = 64
-# ONNX Runtime keeps the weights, packs them for its kernels, and needs room for activations.
-_NETWORK_FACTOR = 2.5
+_WORKER_MIB = 40
+# Of the network's size: what stays of it in memory (weights packed for the kernels, activations), and what loading
+# takes for a moment beside that (the file, the unpacked weights).
+_NETWORK_FACTOR = 1.4
+_LOADING_FACTOR = 2.2
 # container.preprocessing decodes up to 64 megapixels: 4 bytes each, as RGBA.
 _PHOTO_MIB = 256
 # More threads than this gain little on one 224 x 224 photo.
 _MAX_THREADS = 4
+# Only a chunked body can turn out larger than the limit when it is on its way to MMS already. Where MMS itself stops
+# one, its answer may be lost; up to this much more is taken in, and refused by the worker.
+SLACK_MIB = 8
 # Bodies too large for the front's buffer may arrive at MMS side by side, so that a slow one delays no other.
 _LARGE_BODIES = (8, 4, 2, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Sizes that belong together; `large_bodies` are those that may be on their way to MMS beside the workers'."""
+    """Sizes that belong together.
+
+    `workers` are those of one model, `slots` the requests that MMS may have at once, `large_bodies` those that may
+    be on their way to it beside them.
+    """
 
     workers: int
+    slots: int
     threads: int
     large_bodies: int
     heap_mib: int
@@ -58,6 +68,34 @@ def choose_shape(config: ServeConfig, machine: Machine, network_bytes: int) -> S
     )
 
 
+def choose_multi_model_shape(config: ServeConfig, machine: Machine) -> Shape:
+    """The shape of an endpoint of many models, before any is loaded; its total leaves the rest for models."""
+    slots = max(4, 2 * machine.cores)
+    shape = None
+    for large_bodies in _LARGE_BODIES:
+        shape = _sum(config, machine, config.workers or 1, slots, large_bodies, machine.cores * _PHOTO_MIB)
+        if shape.total_mib <= machine.memory_bytes // MIB // 3:
+            break
+    assert shape is not None  # noqa: S101  there is always a candidate
+    if shape.total_mib + model_mib(0) > machine.memory_bytes // MIB:
+        raise ConfigError(
+            f"this container may use {machine.memory_bytes // MIB} MiB of memory, and an endpoint of many models needs "
+            f"{shape.total_mib} MiB before the first ({shape.reason}); give it more memory, or lower "
+            f"SAGEMAKER_MAX_PAYLOAD_IN_MB (now {config.max_payload_mib})"
+        )
+    return shape
+
+
+def model_mib(network_bytes: int) -> int:
+    """What one worker with a network takes, photos aside, once it is loaded."""
+    return _WORKER_MIB + round(network_bytes / MIB * _NETWORK_FACTOR)
+
+
+def loading_mib(network_bytes: int) -> int:
+    """What loading a network takes beside that, for a moment."""
+    return round(network_bytes / MIB * _LOADING_FACTOR)
+
+
 def _candidates(config: ServeConfig, machine: Machine) -> Iterator[tuple[int, int]]:
     wanted = config.workers or machine.cores
     fewest = config.workers or 1  # A number that was asked for is kept or refused, never quietly lowered.
@@ -67,23 +105,27 @@ def _candidates(config: ServeConfig, machine: Machine) -> Iterator[tuple[int, in
 
 
 def _shape(config: ServeConfig, machine: Machine, workers: int, large_bodies: int, network_bytes: int) -> Shape:
-    bodies_mib = (workers + large_bodies) * config.max_payload_mib
+    at_work_mib = max(_PHOTO_MIB + config.max_payload_mib, loading_mib(network_bytes))
+    worker_mib = model_mib(network_bytes) + at_work_mib
+    return _sum(config, machine, workers, workers, large_bodies, workers * worker_mib)
+
+
+def _sum(config: ServeConfig, machine: Machine, workers: int, slots: int, large_bodies: int, workers_mib: int) -> Shape:
+    bodies_mib = (slots + large_bodies) * config.max_payload_mib + large_bodies * SLACK_MIB
     heap_mib = 64 + 2 * bodies_mib  # MMS copies a body once on its way to a worker.
     direct_mib = 32 + bodies_mib
-    worker_mib = _WORKER_MIB + round(network_bytes / MIB * _NETWORK_FACTOR) + _PHOTO_MIB + config.max_payload_mib
     java_mib = _JVM_MIB + heap_mib + direct_mib
-    total_mib = java_mib + workers * worker_mib + _FRONT_MIB + _SERVE_MIB
-    threads = config.threads or min(machine.cores, _MAX_THREADS)
     reason = (
-        f"Java {java_mib} MiB for {workers + large_bodies} bodies of {config.max_payload_mib} MiB, "
-        f"{workers} worker(s) of {worker_mib} MiB, front and control {_FRONT_MIB + _SERVE_MIB} MiB"
+        f"Java {java_mib} MiB for {slots + large_bodies} bodies of {config.max_payload_mib} MiB, "
+        f"workers and their photos {workers_mib} MiB, front and control {_FRONT_MIB + _SERVE_MIB} MiB"
     )
     return Shape(
         workers=workers,
-        threads=threads,
+        slots=slots,
+        threads=config.threads or min(machine.cores, _MAX_THREADS),
         large_bodies=large_bodies,
         heap_mib=heap_mib,
         direct_mib=direct_mib,
-        total_mib=total_mib,
+        total_mib=java_mib + workers_mib + _FRONT_MIB + _SERVE_MIB,
         reason=reason,
     )

@@ -6,10 +6,14 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+
+from prometheus_client.metrics_core import Metric
 
 from container.artifact import Manifest, find_artifact, load_manifest, verify_files
 from container.contract import DRAIN_S
@@ -17,12 +21,16 @@ from container.errors import ConfigError, ServingError
 from serve import front, mms
 from serve.config import ServeConfig
 from serve.control import Control
-from serve.front import FrontConfig
+from serve.front import FIGURES, FrontConfig, FrontRuntime
 from serve.logs import log
 from serve.machine import Machine
-from serve.mms import MmsPlace
+from serve.metrics import exposition, gauge
+from serve.mms import MODEL, MmsPlace
+from serve.models import Models, memory_for_models
 from serve.processes import Processes
-from serve.shape import Shape, choose_shape
+from serve.routes import Routes
+from serve.shape import Shape, choose_multi_model_shape, choose_shape
+from serve.unix import listens, request
 
 _TICK_S = 0.25
 # A worker's own timer runs out after the front's, so that the front is the one to answer; MMS's is later still.
@@ -30,91 +38,123 @@ _WORKER_GRACE_S = 1.0
 # A killed worker is back within 2 s of its loading time; a model that has no worker for this long is lost.
 _LOST_AFTER_S = 60.0
 _MOST_CONNECTIONS = 4096
-_QUEUE_PER_WORKER = 32
+_QUEUE_PER_SLOT = 32
+# Of batch transform: MaxConcurrentTransforms x MaxPayloadInMB is at most 100 MB.
+_BATCH_MIB = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stack:
-    """What one `serve` runs; `native` is the folder of Netty's library, None where only TCP is left."""
+class Artifact:
+    """What is served in single-model mode."""
 
-    config: ServeConfig
-    artifact: Path
+    folder: Path
     manifest: Manifest
-    shape: Shape
-    place: MmsPlace
-    native: Path | None
-    control: Control
 
-    @classmethod
-    def plan(cls, config: ServeConfig, folder: Path) -> Stack:
-        """Decide everything that can be decided before a process is started; raises ConfigError or ArtifactError."""
+
+class Stack:
+    """What one `serve` runs, below one private folder."""
+
+    def __init__(self, config: ServeConfig, folder: Path) -> None:
+        """Decide all that can be decided before a process is started; raises ConfigError or ArtifactError."""
         if not _is_free("0.0.0.0", config.port):  # noqa: S104  the platform calls from outside
             raise ConfigError(f"port {config.port} is taken; stop what listens there, or set SAGEMAKER_BIND_TO_PORT")
-        manifest = load_manifest(config.paths.model)
-        artifact = find_artifact(config.paths.model)
-        machine = Machine.read()
-        shape = choose_shape(config, machine, manifest.files[manifest.network].bytes)
-        log(
-            "serve",
-            f"{shape.workers} worker(s) of {shape.threads} thread(s), ONNX Runtime on {machine.cpus:g} CPUs",
-            engine="onnxruntime",
-            network=manifest.network,
-            cpus=machine.cpus,
-            memory_limit_mib=machine.memory_bytes >> 20,
-            memory_planned_mib=shape.total_mib,
-            memory_reason=shape.reason,
-        )
-        native = mms.native_folder(folder)
-        place = _place(config, folder, native)
-        control = Control(folder, work_s=config.work_s + _WORKER_GRACE_S, info=lambda: _info(config, manifest))
-        return cls(
-            config=config,
-            artifact=artifact,
-            manifest=manifest,
-            shape=shape,
-            place=place,
-            native=native,
-            control=control,
-        )
+        self._config = config
+        self._artifact = None if config.multi_model else _open_artifact(config)
+        self._machine = Machine.read()
+        self._shape = _choose_shape(config, self._machine, self._artifact)
+        self._native = mms.native_folder(folder)
+        self._place = _place(config, folder, self._native)
+        self._control = Control(folder, work_s=config.work_s + _WORKER_GRACE_S)
+        self._front = self._front_config()
+        self._models = self._open_models() if config.multi_model else None
+        self._draining = False
+        self._mms_listens = False
 
     def start(self, processes: Processes, env: Mapping[str, str]) -> None:
         """Start control, then HAProxy, so that /ping is answered from the first moment, then MMS."""
-        self.control.await_backend(lambda: _listens(self.place.inference))
-        self.control.start()
-        folder = self.place.folder
-        (folder / "haproxy.cfg").write_text(front.configuration(self._front()))
-        processes.start("front", [front.haproxy(), "-db", "-q", "-f", str(folder / "haproxy.cfg")], env=env)
-        settings = {
-            "artifact": str(self.artifact),
-            "threads": self.shape.threads,
-            "timeout_s": self.config.work_s + _WORKER_GRACE_S,
-            "control": str(self.control.workers_address),
-        }
-        properties = mms.properties(
-            self.place, self.shape, max_payload_bytes=self.config.max_payload_bytes, work_s=self.config.work_s
+        routes = Routes(
+            ready=self.ready,
+            info=self.info,
+            execution_parameters=self.execution_parameters,
+            metrics=self.metrics,
+            models=self._models,
         )
-        mms.prepare(self.place, settings, properties)
-        processes.start("mms", mms.command(self.place, self.shape, self.native), env=mms.environment(env))
+        self._control.start(routes.answer)
+        path = self._place.folder / "haproxy.cfg"
+        path.write_text(front.configuration(self._front))
+        self._front.loaded_models.write_text("")
+        processes.start("front", [front.haproxy(), "-db", "-f", str(path)], env=env, retell_errors=True)
+        properties = mms.properties(
+            self._place,
+            self._shape,
+            max_payload_bytes=self._config.max_payload_bytes,
+            work_s=self._config.work_s,
+            multi_model=self._config.multi_model,
+        )
+        mms.prepare(self._place, properties)
+        if self._artifact:
+            settings = {**self._worker_settings(), "artifact": str(self._artifact.folder)}
+            mms.write_settings(self._place.model(MODEL), settings)
+        processes.start(
+            "mms", mms.command(self._place, self._shape, self._native), env=mms.environment(env, self._place)
+        )
 
     def verify(self) -> None:
         """Compare the artifact with its manifest while Java starts; raises ArtifactError."""
-        verify_files(self.artifact, self.manifest)
+        if self._artifact:
+            verify_files(self._artifact.folder, self._artifact.manifest)
 
-    def _front(self) -> FrontConfig:
-        files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        return FrontConfig(
-            port=self.config.port,
-            mms=self.place.inference.replace("unix:", "unix@").removeprefix("http://"),
-            control=f"unix@{self.control.http_address}",
-            workers=self.shape.workers,
-            large_bodies=self.shape.large_bodies,
-            queue_length=self.shape.workers * _QUEUE_PER_WORKER,
-            # HAProxy needs two files a connection and some of its own.
-            max_connections=_MOST_CONNECTIONS if files < 0 else max(64, min(_MOST_CONNECTIONS, (files - 100) // 2)),
-            max_payload_bytes=self.config.max_payload_bytes,
-            queue_s=self.config.queue_s,
-            work_s=self.config.work_s,
-        )
+    def ready(self) -> bool:
+        """What /ping says: MMS takes requests, and a worker can answer them (with many models, once one is loaded)."""
+        if self._draining or not (self._models or self._control.fleet.ready(MODEL)):
+            return False
+        self._mms_listens = self._mms_listens or listens(self._place.inference)
+        return self._mms_listens
+
+    def info(self) -> dict[str, Any]:
+        """What /info answers."""
+        limits = {"max_payload_bytes": self._config.max_payload_bytes, "deadline_s": self._config.deadline_s}
+        if self._artifact is None:
+            return {"multi_model": True, "limits": limits}
+        manifest = self._artifact.manifest
+        return {
+            "model": {"architecture": manifest.architecture, "version": manifest.version, "created": manifest.created},
+            "class_names": list(manifest.class_names),
+            "metrics": dict(manifest.metrics),
+            "precision": manifest.precision,
+            "confidence_threshold": manifest.confidence_threshold,
+            "embedding_length": self._control.fleet.embedding_lengths.get(MODEL),
+            "limits": limits,
+        }
+
+    def metrics(self) -> bytes:
+        """What /metrics answers: workers' figures, ours, and HAProxy's."""
+        try:
+            _, figures = request(f"unix:{self._front.figures}", "GET", FIGURES, timeout_s=2)
+        except (OSError, HTTPException):
+            figures = b""  # HAProxy is on its way out.
+        return exposition(self._place.metrics, self._gauges) + figures
+
+    def _gauges(self) -> Iterator[Metric]:
+        fleet = self._control.fleet
+        by_model = Counter(worker.model for worker in fleet.all())
+        for model, count in by_model.items():
+            yield gauge("kennel_workers", "Workers that are loaded", {"model": model}, count)
+        yield gauge("kennel_workers_ended", "Workers that have ended since the start", {}, fleet.ended)
+        yield gauge("kennel_ready", "What /ping says: 1 for 200", {}, self.ready())
+        if self._artifact:
+            manifest = self._artifact.manifest
+            labels = {"architecture": manifest.architecture, "version": manifest.version}
+            yield gauge("kennel_model_info", "The model that is served", labels, 1)
+
+    def execution_parameters(self) -> dict[str, Any]:
+        """How batch transform should call: as many calls at once as there are workers, one photo each."""
+        payload_mib = min(self._config.max_payload_mib, max(1, _BATCH_MIB // self._shape.slots))
+        return {
+            "MaxConcurrentTransforms": min(self._shape.slots, _BATCH_MIB // payload_mib),
+            "BatchStrategy": "SINGLE_RECORD",
+            "MaxPayloadInMB": payload_mib,
+        }
 
     def watch(self, processes: Processes) -> None:
         """Return when SIGTERM asks to stop; raises ServingError for what does not heal."""
@@ -122,52 +162,106 @@ class Stack:
         started = seen = time.monotonic()
         while not processes.stop_asked:
             processes.wait(_TICK_S)
-            self._check_children(processes)
-            self.control.fleet.kill_stuck()
+            self._check(processes)
             now = time.monotonic()
-            if self.control.ready():
+            if self.ready():
                 seen = now
                 if ready_at is None:
                     ready_at = now
-                    log("serve", "ready", seconds=round(now - started, 3), port=self.config.port)
-            elif ready_at is None and now - started > self.config.startup_timeout_s:
-                raise ServingError(
-                    f"the model was not ready within {self.config.startup_timeout_s:g} s (SAGEMAKER_STARTUP_TIMEOUT)"
-                )
+                    log("serve", "ready", seconds=round(now - started, 3), port=self._config.port)
+            elif ready_at is None and now - started > self._config.startup_timeout_s:
+                raise ServingError(f"not ready within {self._config.startup_timeout_s:g} s (SAGEMAKER_STARTUP_TIMEOUT)")
             elif ready_at is not None and now - seen > _LOST_AFTER_S:
                 raise ServingError(f"no worker has been able to answer for {_LOST_AFTER_S:g} s; the container ends")
 
-    def _check_children(self, processes: Processes) -> None:
-        fleet = self.control.fleet
-        if fleet.failure:
-            raise ServingError(fleet.failure)
-        if fleet.orphaned():
-            raise ServingError(
-                "the process of multi-model-server that starts workers is gone, and it starts no other; "
-                "the container ends so that the platform starts it anew"
-            )
+    def _check(self, processes: Processes) -> None:
+        fleet = self._control.fleet
         for name, words in (("mms", "multi-model-server (Java)"), ("front", "HAProxy")):
             code = processes.exit_code(name)
             if code is not None and not processes.stop_asked:
                 raise ServingError(f"{words} ended with code {code}; the container ends, since nothing is served")
+        fleet.kill_stuck()
+        if self._models:
+            self._models.mend()
+        elif failure := fleet.failures.get(MODEL):
+            raise ServingError(failure)
+        elif fleet.orphaned_models():
+            raise ServingError(
+                "the process of multi-model-server that starts workers is gone, and it starts no other; "
+                "the container ends so that the platform starts it anew"
+            )
 
     def drain(self, processes: Processes) -> None:
         """Answer what was accepted, for at most DRAIN_S, while /ping says 503."""
-        self.control.draining = True
+        self._draining = True
         log("serve", "draining")
         deadline = time.monotonic() + DRAIN_S - 1
         processes.signal("front", signal.SIGUSR1)
         while processes.exit_code("front") is None and time.monotonic() < deadline:
             processes.wait(_TICK_S)
 
+    def _front_config(self) -> FrontConfig:
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        return FrontConfig(
+            port=self._config.port,
+            folder=self._place.folder,
+            mms=self._place.inference.replace("unix:", "unix@").removeprefix("http://"),
+            control=f"unix@{self._control.http_address}",
+            slots=self._shape.slots,
+            large_bodies=self._shape.large_bodies,
+            queue_length=self._shape.slots * _QUEUE_PER_SLOT,
+            # HAProxy needs two files a connection and some of its own.
+            max_connections=_MOST_CONNECTIONS if files < 0 else max(64, min(_MOST_CONNECTIONS, (files - 100) // 2)),
+            max_payload_bytes=self._config.max_payload_bytes,
+            queue_s=self._config.queue_s,
+            work_s=self._config.work_s,
+            multi_model=self._config.multi_model,
+        )
 
-def _info(config: ServeConfig, manifest: Manifest) -> dict[str, Any]:
-    return {
-        "model": {"architecture": manifest.architecture, "version": manifest.version, "created": manifest.created},
-        "class_names": list(manifest.class_names),
-        "metrics": dict(manifest.metrics),
-        "limits": {"max_payload_bytes": config.max_payload_bytes, "deadline_s": config.deadline_s},
-    }
+    def _worker_settings(self) -> dict[str, Any]:
+        return {
+            "threads": self._shape.threads,
+            "timeout_s": self._config.work_s + _WORKER_GRACE_S,
+            "control": str(self._control.workers_address),
+            "max_payload_bytes": self._config.max_payload_bytes,
+            "default_accept": self._config.default_accept,
+        }
+
+    def _open_models(self) -> Models:
+        return Models(
+            folder=self._config.paths.models,
+            memory_mib=memory_for_models(self._machine.memory_bytes, self._shape.total_mib),
+            workers=self._shape.workers,
+            settings=self._worker_settings(),
+            place=self._place,
+            fleet=self._control.fleet,
+            front=FrontRuntime(self._front),
+            load_timeout_s=self._config.startup_timeout_s,
+            drain_timeout_s=self._config.deadline_s,
+        )
+
+
+def _open_artifact(config: ServeConfig) -> Artifact:
+    return Artifact(folder=find_artifact(config.paths.model), manifest=load_manifest(config.paths.model))
+
+
+def _choose_shape(config: ServeConfig, machine: Machine, artifact: Artifact | None) -> Shape:
+    if artifact:
+        manifest = artifact.manifest
+        shape = choose_shape(config, machine, manifest.files[manifest.network].bytes)
+    else:
+        shape = choose_multi_model_shape(config, machine)
+    log(
+        "serve",
+        f"{shape.workers} worker(s) a model of {shape.threads} thread(s), ONNX Runtime on {machine.cpus:g} CPUs",
+        engine="onnxruntime",
+        network=artifact.manifest.network if artifact else None,
+        cpus=machine.cpus,
+        memory_limit_mib=machine.memory_bytes >> 20,
+        memory_planned_mib=shape.total_mib,
+        memory_reason=shape.reason,
+    )
+    return shape
 
 
 def _place(config: ServeConfig, folder: Path, native: Path | None) -> MmsPlace:
@@ -200,22 +294,6 @@ def _is_free(host: str, port: int) -> bool:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
-            return False
-    return True
-
-
-def _listens(address: str) -> bool:
-    scheme, _, rest = address.partition(":")
-    family = socket.AF_UNIX if scheme == "unix" else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.settimeout(0.5)
-        try:
-            if family == socket.AF_UNIX:
-                probe.connect(rest)
-            else:
-                host, port = rest.removeprefix("//").split(":")
-                probe.connect((host, int(port)))
         except OSError:
             return False
     return True

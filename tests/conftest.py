@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# As `train` sets it for itself, and for the same reason: before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from tests.containers import IMAGE, Engine, find_engine
 
 

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
-import local
+import psutil
+
 from tests.support import wait_until
 
 ENDPOINT: Final = "dogs"
@@ -253,6 +254,8 @@ class Environment:
         )
         wait_until(lambda: self._ready.is_set() or self.exit_code is not None, timeout_s=60, what="the function's init")
         self.init_s = time.monotonic() - started
+        used = psutil.Process(self._process.pid).cpu_times() if self.exit_code is None else None
+        self.init_cpu_s = used.user + used.system if used else 0.0
 
     @property
     def exit_code(self) -> int | None:
@@ -393,7 +396,9 @@ def _refused(status: int, kind: str) -> Reply:
 @contextmanager
 def function_url(invoke: Callable[[dict[str, Any]], dict[str, Any]]) -> Iterator[str]:
     """A function URL before `invoke` on a loopback port; its address."""
-    server = local.web_server(0, invoke)
+    from local import web_server  # pytest has lambda/ on its path, a benchmark has not.
+
+    server = web_server(0, invoke)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import csv
 import http.client
+import io
 import json
 import socket
 import time
@@ -13,13 +15,15 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
 from container.artifact import load_manifest
 from container.preprocessing import preprocess
 from serve.engine import OnnxEngine
+from serve.options import Options
 from serve.predictor import Predictor
 from tests.serving import CLASSES, PHOTO, Answer, Server, running_server, write_artifact
-from tests.support import encoded, odd_photos, picture
+from tests.support import encoded, odd_photos, picture, wait_until
 
 ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
 
@@ -70,9 +74,9 @@ def test_a6_54_a_photo_is_classified(server: Server, base: Path) -> None:
 
 
 def test_a9_85_odd_photos_are_answered_as_the_predictor_answers_them(server: Server, base: Path) -> None:
-    predictor = Predictor(load_manifest(base / "model"), OnnxEngine(base / "model" / "model.onnx", threads=1))
+    predictor = Predictor.load(base / "model", threads=1)
     for name, photo in odd_photos().items():
-        expected = predictor.predict(photo, 3)
+        expected = predictor.predict(photo, Options(top_k=3)).classes
         answer = server.classify(photo, "application/octet-stream", headers={ATTRIBUTES: "top_k=3"})
         assert answer.status == 200, name
         found = {item["label"]: item["probability"] for item in answer.json["predictions"]}
@@ -206,6 +210,8 @@ def test_info_tells_what_is_served(server: Server, base: Path) -> None:
     info: dict[str, Any] = server.call("GET", "/info").json
     assert info["model"]["version"] == load_manifest(base / "model").version
     assert info["class_names"] == list(CLASSES)
+    assert info["embedding_length"] is None
+    assert info["precision"] == "float32"
     assert info["limits"] == {"max_payload_bytes": 6 * 1024**2, "deadline_s": 55}
 
 
@@ -213,5 +219,101 @@ def test_the_tiny_network_tells_photos_apart(base: Path) -> None:
     """The comparisons above would pass with a network that gives every photo the same answer."""
     spec = load_manifest(base / "model").preprocessing
     engine = OnnxEngine(base / "model" / "model.onnx", threads=1)
-    first, second = (engine.logits(preprocess(encoded(picture(seed=seed)), spec)[None]) for seed in (1, 2))
-    assert abs(first - second).max() > 0.01
+    first, second = (engine.run(preprocess(encoded(picture(seed=seed)), spec)[None], ["logits"]) for seed in (1, 2))
+    assert abs(first[0] - second[0]).max() > 0.01
+
+
+def test_a8_73_execution_parameters_keep_the_platform_s_product(server: Server) -> None:
+    parameters = server.call("GET", "/execution-parameters").json
+    assert parameters["BatchStrategy"] == "SINGLE_RECORD"
+    assert parameters["MaxPayloadInMB"] == 6
+    assert 1 <= parameters["MaxConcurrentTransforms"] * parameters["MaxPayloadInMB"] <= 100
+
+
+def test_an_answer_as_csv_has_a_line_a_class(server: Server) -> None:
+    answer = server.classify(headers={"Accept": "text/csv"})
+    assert answer.headers["content-type"] == "text/csv"
+    rows = list(csv.DictReader(io.StringIO(answer.body.decode())))
+    expected = server.classify().json["predictions"]
+    assert [(row["label"], float(row["probability"])) for row in rows] == [
+        (item["label"], item["probability"]) for item in expected
+    ]
+
+
+def test_json_lines_come_and_go_a_line_a_photo(server: Server) -> None:
+    lines = b'{"b64": "' + base64.b64encode(PHOTO) + b'"}\n{"b64": "bm8="}\n'
+    answer = server.classify(lines, "application/jsonlines", headers={"Accept": "application/jsonlines"})
+    assert answer.headers["content-type"] == "application/jsonlines"
+    first, second = (json.loads(line) for line in answer.body.splitlines())
+    assert first["label"] == server.classify().json["label"]
+    assert second["error"]["code"] == "unreadable_photo"
+
+
+def test_a_network_without_maps_or_features_says_so(server: Server) -> None:
+    for attributes in ("explain=cam", "embed=true"):
+        assert "network gives no" in assert_error(
+            server.classify(headers={ATTRIBUTES: attributes}), 406, "not_acceptable"
+        )
+
+
+def test_a_request_has_two_log_lines_joined_by_its_id_and_ping_none(server: Server) -> None:
+    before = len(server.lines())
+    sent = {"X-Request-Id": "joined-1", "X-Amzn-SageMaker-Inference-Id": "theirs", ATTRIBUTES: "log_label=true"}
+    label = server.classify(headers=sent).json["label"]
+    server.ping()
+    front, worker = wait_until(
+        lambda: (
+            sorted(
+                (line for line in server.lines()[before:] if line.get("request_id") == "joined-1"),
+                key=lambda line: str(line["source"]),
+            )
+            if sum(line.get("request_id") == "joined-1" for line in server.lines()) == 2
+            else None
+        ),
+        timeout_s=5,
+        what="two lines",
+    )
+    assert (front["source"], front["status"], front["inference_id"]) == ("front", 200, "theirs")
+    assert front["total_ms"] >= front["worker_ms"] >= 0
+    assert (worker["source"], worker["photos"], worker["labels"]) == ("worker", ["64x48"], [label])
+    assert worker["total_ms"] >= worker["inference_ms"] > 0
+    assert not any(line.get("path") == "/ping" for line in server.lines())
+
+
+def test_the_label_is_logged_only_if_asked_for(server: Server) -> None:
+    server.classify(headers={"X-Request-Id": "private-1"})
+    line = wait_until(
+        lambda: next(
+            (
+                found
+                for found in server.lines()
+                if (found.get("request_id"), found["source"]) == ("private-1", "worker")
+            ),
+            None,
+        ),
+        timeout_s=5,
+        what="the worker's line",
+    )
+    assert "labels" not in line
+
+
+def test_a6_64_metrics_are_prometheus_s(server: Server) -> None:
+    server.classify()
+    server.classify(b"no photo")
+    answer = server.call("GET", "/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    samples = {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(answer.body.decode())
+        for sample in family.samples
+    }
+    model = ("model", "model")
+    assert samples["kennel_responses_total", ("code", "200"), model] >= 1
+    assert samples["kennel_responses_total", ("code", "400"), model] >= 1
+    assert samples["kennel_stage_seconds_count", model, ("stage", "decode")] >= 1
+    assert samples["kennel_confidence_count", model] >= 1
+    assert sum(value for name, value in samples.items() if name[0] == "kennel_predictions_total") >= 1
+    assert samples["kennel_workers", model] == 2
+    assert samples["kennel_ready",] == 1
+    assert any(name[0] == "kennel_model_info" for name in samples)
+    assert samples["haproxy_backend_current_queue", ("proxy", "workers")] == 0

@@ -9,7 +9,8 @@ import pytest
 
 from container.errors import KennelError, NotAcceptableError, RequestError, UnsupportedMediaTypeError
 from serve import codec
-from serve.api import PHOTO_TYPES
+from serve.api import CSV, JSON, JSON_LINES, PHOTO_TYPES, PNG
+from serve.options import Options, read_options
 
 
 @pytest.mark.parametrize("content_type", [*PHOTO_TYPES, "IMAGE/JPEG", "image/jpeg; q=1"])
@@ -58,23 +59,77 @@ def test_a6_61_malformed_json_is_400(body: bytes) -> None:
     [("", None), ("top_k=3", 3), (" top_k = 3 ", 3), ("trace=7f3c; top_k=1", 1), ("c000b4f9-df62", None)],
 )
 def test_a6_59_top_k_is_found_among_other_attributes(attributes: str, top_k: int | None) -> None:
-    assert codec.read_options(attributes).top_k == top_k
+    assert read_options(attributes).top_k == top_k
 
 
 @pytest.mark.parametrize("attributes", ["top_k=0", "top_k=-1", "top_k=x", "top_k=", "top_k=1.5", "topk=3", "top-k=3"])
 def test_options_that_cannot_be_meant_are_refused(attributes: str) -> None:
     with pytest.raises(RequestError, match="top_k"):
-        codec.read_options(attributes)
+        read_options(attributes)
 
 
 @pytest.mark.parametrize(
-    "accept", ["", "*/*", "application/json", "text/html, application/*;q=0.2", "Application/JSON; charset=utf-8"]
+    ("attributes", "options"),
+    [
+        ("explain=cam", Options(explain=True)),
+        ("embed=true;top_k=2", Options(embed=True, top_k=2)),
+        ("embed=false, log_label=true", Options(log_label=True)),
+    ],
 )
-def test_an_accept_that_allows_json_is_met(accept: str) -> None:
-    codec.check_accept(accept)
+def test_options_are_read(attributes: str, options: Options) -> None:
+    assert read_options(attributes) == options
 
 
-@pytest.mark.parametrize("accept", ["image/png", "text/*", "application/json;q=0"])
+@pytest.mark.parametrize("attributes", ["explain=gradcam", "embed=yes", "embeds=true", "log_label=1"])
+def test_options_with_other_values_are_refused(attributes: str) -> None:
+    with pytest.raises(RequestError):
+        read_options(attributes)
+
+
+@pytest.mark.parametrize(
+    ("accept", "explain", "chosen"),
+    [
+        ("", False, JSON),
+        ("*/*", False, JSON),
+        ("Application/JSON; charset=utf-8", False, JSON),
+        ("text/html, application/*;q=0.2", False, JSON),
+        ("text/csv", False, CSV),
+        ("text/*", False, CSV),
+        ("application/jsonlines", False, JSON_LINES),
+        ("application/json;q=0.1, text/csv;q=0.9", False, CSV),
+        ("*/*, application/json;q=0", False, JSON_LINES),
+        ("image/png", False, PNG),
+        ("", True, PNG),
+        ("*/*", True, PNG),
+        ("application/json", True, JSON),
+    ],
+)
+def test_the_answer_s_type_is_what_the_caller_likes_best(accept: str, explain: bool, chosen: str) -> None:
+    assert codec.choose_type(accept, explain=explain) == chosen
+
+
+@pytest.mark.parametrize("accept", ["image/*", "text/html", "application/json;q=0", "image/jpeg", "rubbish"])
 def test_a6_61_an_accept_that_cannot_be_met_is_406(accept: str) -> None:
     with pytest.raises(NotAcceptableError):
-        codec.check_accept(accept)
+        codec.choose_type(accept)
+
+
+@pytest.mark.parametrize(
+    ("many", "options", "content_type"),
+    [
+        (True, Options(explain=True), JSON),
+        (True, Options(), PNG),
+        (False, Options(embed=True), CSV),
+        (False, Options(explain=True), CSV),
+    ],
+)
+def test_wishes_that_exclude_each_other_are_406(many: bool, options: Options, content_type: str) -> None:
+    with pytest.raises(NotAcceptableError):
+        codec.check_together(codec.Photos(items=[b""], many=many), options, content_type)
+
+
+def test_json_lines_are_read_each_with_its_own_error() -> None:
+    photos = codec.read_photos(b'{"b64": "b25l"}\n\n{"b64"\n{"b64": "dHdv"}\n', JSON_LINES)
+    assert photos.many
+    assert [item for item in photos.items if isinstance(item, bytes)] == [b"one", b"two"]
+    assert isinstance(photos.items[1], RequestError)

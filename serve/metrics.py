@@ -1,0 +1,47 @@
+"""Prometheus figures: workers write them into files of a shared folder, control adds them up beside HAProxy's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+
+# Where prometheus_client keeps the files of this process; it reads the variable when it is imported.
+FOLDER_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
+
+_SECONDS: Final = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_SHARES: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+
+RESPONSES = Counter("kennel_responses", "Answers of workers, by HTTP status", ["model", "code"])
+STAGES = Histogram("kennel_stage_seconds", "Time of a photo by stage", ["model", "stage"], buckets=_SECONDS)
+PREDICTIONS = Counter("kennel_predictions", "Photos by the class that was answered", ["model", "label"])
+CONFIDENCE = Histogram("kennel_confidence", "Probability of the class that was answered", ["model"], buckets=_SHARES)
+
+
+class Gauges:
+    """Figures that control knows at the moment it is asked: (name, help, label names, samples)."""
+
+    def __init__(self, samples: Callable[[], Iterable[Metric]]) -> None:
+        self._samples = samples
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._samples()
+
+
+def gauge(name: str, words: str, labels: dict[str, str], value: float) -> Metric:
+    """One sample of one gauge."""
+    family = GaugeMetricFamily(name, words, labels=list(labels))
+    family.add_metric(list(labels.values()), value)
+    return family
+
+
+def exposition(folder: Path, samples: Callable[[], Iterable[Metric]]) -> bytes:
+    """The text format of all workers' figures, those of ended ones included, and of `samples`."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=str(folder))  # type: ignore[no-untyped-call]
+    registry.register(Gauges(samples))
+    return generate_latest(registry)

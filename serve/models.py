@@ -1,0 +1,228 @@
+"""Multi-model mode: SageMaker's load, list, get and unload, kept true where MMS alone is not.
+
+MMS keeps a dead entry of a model that found no memory, drops the calls of a model that is unloaded, loads any URL,
+and knows nothing of memory before it is gone.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+from container.artifact import Manifest, find_artifact, load_manifest, verify_files
+from container.errors import ArtifactError, KennelError, RequestError, ServingError
+from serve.control import Fleet
+from serve.front import FrontRuntime
+from serve.logs import log
+from serve.machine import MIB
+from serve.mms import Management, MmsPlace, write_settings
+from serve.shape import loading_mib, model_mib
+
+_NAME: Final = re.compile(r"[A-Za-z0-9._~-]{1,256}")
+_MOST_PER_PAGE: Final = 100
+_POLL_S: Final = 0.02
+
+
+class ModelNotFoundError(RequestError):
+    """A model that is not loaded, or no folder there."""
+
+    status: ClassVar[int] = 404
+    code: ClassVar[str] = "model_not_found"
+
+
+class ModelConflictError(RequestError):
+    """A model of this name is loaded already."""
+
+    status: ClassVar[int] = 409
+    code: ClassVar[str] = "model_already_loaded"
+
+
+class ModelUnusableError(RequestError):
+    """An artifact that cannot be served, wherever it is loaded."""
+
+    code: ClassVar[str] = "model_unusable"
+
+
+class OutOfMemoryError(KennelError):
+    """No room for this model; SageMaker unloads others and tries again."""
+
+    status: ClassVar[int] = 507
+    code: ClassVar[str] = "insufficient_memory"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    name: str
+    url: str
+    manifest: Manifest
+    memory_mib: int
+
+    def to_json(self) -> dict[str, str]:
+        return {"modelName": self.name, "modelUrl": self.url}
+
+
+class Models:
+    """The models that are loaded. Calls come from many threads; loading and unloading go one at a time by name."""
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        memory_mib: int,
+        workers: int,
+        settings: Mapping[str, Any],
+        place: MmsPlace,
+        fleet: Fleet,
+        front: FrontRuntime,
+        load_timeout_s: float,
+        drain_timeout_s: float,
+    ) -> None:
+        """`folder` is the only one that models may lie in; `memory_mib` is what all of them may take together."""
+        self._folder = folder
+        self._memory_mib = memory_mib
+        self._workers = workers
+        self._settings = settings
+        self._place = place
+        self._management = Management(place)
+        self._fleet = fleet
+        self._front = front
+        self._load_timeout_s = load_timeout_s
+        self._drain_timeout_s = drain_timeout_s
+        self._loaded: dict[str, LoadedModel] = {}
+        self._planned_mib: dict[str, int] = {}
+        self._locks: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def list(self, limit: str, token: str) -> dict[str, Any]:
+        """One page, in the order of names; `limit` and `token` as the query has them, empty for none."""
+        size = _number(limit, "limit", least=1, default=_MOST_PER_PAGE)
+        first = _number(token, "next_page_token", least=0, default=0)
+        names = sorted(self._loaded)
+        page = names[first : first + size]
+        answer: dict[str, Any] = {"models": [self._loaded[name].to_json() for name in page]}
+        if first + size < len(names):
+            answer["nextPageToken"] = str(first + size)
+        return answer
+
+    def get(self, name: str) -> LoadedModel:
+        try:
+            return self._loaded[name]
+        except KeyError:
+            raise ModelNotFoundError(f"no model {name!r} is loaded") from None
+
+    def load(self, name: str, url: str) -> None:
+        """Load the artifact in the local folder `url`, and return when a worker has answered its warm-up.
+
+        Raises ModelConflictError, ModelNotFoundError, ModelUnusableError, OutOfMemoryError; nothing of a failed
+        load is left behind.
+        """
+        if not _NAME.fullmatch(name):
+            raise RequestError(f"model_name is {name!r}; it must match {_NAME.pattern}")
+        with self._lock_of(name):
+            if name in self._loaded:
+                raise ModelConflictError(f"model {name!r} is already loaded")
+            artifact, manifest = self._open(url)
+            memory_mib = self._reserve(name, manifest)
+            try:
+                self._start(name, artifact)
+            except BaseException:
+                self._planned_mib.pop(name, None)
+                self._remove(name)
+                raise
+            self._loaded[name] = LoadedModel(name=name, url=url, manifest=manifest, memory_mib=memory_mib)
+            self._front.allow(name)
+        log("serve", "model loaded", model=name, url=url, memory_planned_mib=memory_mib)
+
+    def unload(self, name: str) -> None:
+        """Refuse new calls, let the running ones end, then end the workers and free their memory."""
+        with self._lock_of(name):
+            self.get(name)
+            self._front.refuse(name)
+            del self._loaded[name]
+            self._until(lambda: not self._front.running(name), self._drain_timeout_s)
+            self._remove(name)
+            self._planned_mib.pop(name, None)
+        log("serve", "model unloaded", model=name)
+
+    def mend(self) -> None:
+        """Load anew each model whose workers cannot come back; raises ServingError where that fails too."""
+        for name in self._fleet.orphaned_models():
+            if (model := self._loaded.get(name)) is None:
+                continue
+            log("serve", "the process that starts this model's workers is gone; the model is loaded anew", model=name)
+            try:
+                self.unload(name)
+                self.load(name, model.url)
+            except KennelError as error:
+                raise ServingError(f"model {name!r} was lost and cannot be loaded anew: {error}") from error
+
+    def _lock_of(self, name: str) -> threading.Lock:
+        with self._lock:
+            return self._locks.setdefault(name, threading.Lock())
+
+    def _open(self, url: str) -> tuple[Path, Manifest]:
+        path = Path(url)
+        if "://" in url or not path.is_absolute() or not path.resolve().is_relative_to(self._folder.resolve()):
+            raise RequestError(f"url is {url!r}; it must be a local folder in {self._folder}")
+        if not path.is_dir():
+            raise ModelNotFoundError(f"there is no folder {url}")
+        try:
+            artifact, manifest = find_artifact(path), load_manifest(path)
+            verify_files(artifact, manifest)
+        except ArtifactError as error:
+            raise ModelUnusableError(str(error)) from error
+        return artifact, manifest
+
+    def _reserve(self, name: str, manifest: Manifest) -> int:
+        size = manifest.files[manifest.network].bytes
+        need, for_a_moment = self._workers * model_mib(size), self._workers * loading_mib(size)
+        with self._lock:
+            taken = sum(self._planned_mib.values())
+            if taken + need + for_a_moment > self._memory_mib:
+                raise OutOfMemoryError(
+                    f"model {name!r} needs {need} MiB and {for_a_moment} more while it loads; "
+                    f"{len(self._planned_mib)} other models take {taken} of {self._memory_mib} MiB"
+                )
+            self._planned_mib[name] = need
+        return need
+
+    def _start(self, name: str, artifact: Path) -> None:
+        folder = self._place.model(name)
+        write_settings(folder, {**self._settings, "artifact": str(artifact)})
+        status, words = self._management.register(name, folder, workers=self._workers, timeout_s=self._load_timeout_s)
+        if failure := self._fleet.failures.pop(name, None):
+            raise ModelUnusableError(failure)
+        if status != 200 or not self._until(lambda: self._fleet.ready(name), 5):
+            raise OutOfMemoryError(f"no worker of model {name!r} came up; it found too little memory ({words})")
+
+    def _remove(self, name: str) -> None:
+        self._management.unregister(name)
+        self._until(lambda: not self._fleet.has(name), 5)
+        shutil.rmtree(self._place.model(name), ignore_errors=True)
+
+    def _until(self, done: Callable[[], bool], timeout_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
+        while not done():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_POLL_S)
+        return True
+
+
+def _number(text: str, name: str, *, least: int, default: int) -> int:
+    if not text:
+        return default
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < least:
+        raise RequestError(f"{name} is {text!r}; it must be a whole number of {least} or more")
+    return int(text)
+
+
+def memory_for_models(limit_bytes: int, base_mib: int) -> int:
+    """MiB that all models may take together, beside `base_mib` for everything else."""
+    return limit_bytes // MIB - base_mib

@@ -1,0 +1,89 @@
+"""Networks and photos for the benchmarks: ResNets with random weights, exported and quantised as ours are."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+import torchvision
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from container.artifact import NETWORK, Manifest, save_artifact
+from container.preprocessing import Float32Array, Preprocessing, preprocess
+from tests.support import encoded, picture
+from train.graph import resnet_graph
+
+CLASSES = 133
+SPEC = Preprocessing()
+
+
+def photos(width: int, height: int, count: int) -> list[bytes]:
+    """JPEGs of `width` x `height`: those in the folder KENNEL_PHOTOS, resized, or generated with noise."""
+    from PIL import Image
+
+    folder = os.environ.get("KENNEL_PHOTOS")
+    paths = sorted(Path(folder).rglob("*.jpg"))[:count] if folder else []
+    images = [Image.open(path).convert("RGB").resize((width, height)) for path in paths]
+    rng = np.random.default_rng(0)
+    for seed in range(count - len(images)):
+        smooth = np.asarray(picture(width, height, seed), np.int16)
+        noise = rng.integers(-24, 25, smooth.shape, np.int16)
+        images.append(Image.fromarray((smooth + noise).clip(0, 255).astype(np.uint8)))
+    return [encoded(image, "JPEG", quality=85) for image in images]
+
+
+def build(architecture: str, weights: Path) -> torch.nn.Module:
+    """A torchvision ResNet whose random weights are also in the file `weights`."""
+    torch.manual_seed(0)
+    model: torch.nn.Module = getattr(torchvision.models, architecture)(num_classes=CLASSES).eval()
+    torch.save(model.state_dict(), weights)
+    return model
+
+
+def write_float32(model: torch.nn.Module, architecture: str, folder: Path) -> None:
+    """An artifact of `model`."""
+    _write(resnet_graph(model, image_size=SPEC.crop_size).SerializeToString(), architecture, folder)
+
+
+def write_int8(model: torch.nn.Module, architecture: str, folder: Path, samples: list[bytes]) -> None:
+    """The same, statically quantised: QDQ, per channel, reduced range, calibrated with `samples`."""
+    arrays = [preprocess(sample, SPEC)[None] for sample in samples]
+    with tempfile.TemporaryDirectory() as scratch:
+        source, prepared, quantised = (Path(scratch) / name for name in ("a.onnx", "b.onnx", "c.onnx"))
+        onnx.save(resnet_graph(model, image_size=SPEC.crop_size), source)
+        quant_pre_process(source, prepared)
+        quantize_static(
+            prepared,
+            quantised,
+            _Samples(arrays),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+            activation_type=QuantType.QUInt8,
+        )
+        _write(quantised.read_bytes(), architecture, folder)
+
+
+def _write(network: bytes, architecture: str, folder: Path) -> None:
+    manifest = Manifest(
+        architecture=architecture,
+        class_names=tuple(f"class {index}" for index in range(CLASSES)),
+        preprocessing=SPEC,
+        top_k=5,
+    )
+    save_artifact(folder, manifest, {NETWORK: lambda path: path.write_bytes(network)})
+
+
+class _Samples(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, arrays: list[Float32Array]) -> None:
+        self._rest = iter(arrays)
+
+    def get_next(self) -> dict[str, Float32Array] | None:
+        array = next(self._rest, None)
+        return None if array is None else {"photos": array}

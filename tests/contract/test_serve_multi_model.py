@@ -1,0 +1,195 @@
+"""SageMaker's multi-model API (A7) against the real stack."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serving import PHOTO, WHITE, Answer, Server, running_server, tiny_network, write_artifact
+from tests.support import wait_until
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("base")
+    for name in ("one", "two", "three"):
+        write_artifact(folder / "models" / name / "model", architecture=name)
+    write_artifact(folder / "models" / "slow" / "model", tiny_network(hangs_on_white=True))
+    write_artifact(folder / "models" / "broken" / "model", b"not ONNX")
+    (folder / "models" / "empty").mkdir()
+    write_artifact(folder / "elsewhere")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shared(base: Path) -> Iterator[Server]:
+    with running_server(base, SAGEMAKER_MULTI_MODEL="True", SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS="6") as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared: Server) -> Iterator[Server]:
+    yield shared
+    for model in shared.call("GET", "/models").json["models"]:
+        shared.call("DELETE", f"/models/{model['modelName']}")
+    assert not shared.workers()
+
+
+def load(server: Server, base: Path, name: str, folder: str | None = None) -> Answer:
+    url = folder or str(base / "models" / name / "model")
+    return server.call("POST", "/models", json.dumps({"model_name": name, "url": url}).encode(), timeout_s=60)
+
+
+def invoke(server: Server, name: str, photo: bytes = PHOTO, **options: Any) -> Answer:
+    return server.call("POST", f"/models/{name}/invoke", photo, {"Content-Type": "application/x-image"}, **options)
+
+
+def in_background(answers: list[Answer], server: Server, name: str, photo: bytes) -> threading.Thread:
+    thread = threading.Thread(target=lambda: answers.append(invoke(server, name, photo)))
+    thread.start()
+    return thread
+
+
+def test_a7_67_ping_is_200_with_no_model_loaded(server: Server) -> None:
+    assert server.ping() == 200
+    assert server.call("GET", "/models").json == {"models": []}
+
+
+def test_a7_68_a_model_is_loaded_once(server: Server, base: Path) -> None:
+    assert load(server, base, "one").status == 200
+    again = load(server, base, "one")
+    assert (again.status, again.json["error"]["code"]) == (409, "model_already_loaded")
+
+
+def test_a7_70_a_loaded_model_answers_and_others_are_404(server: Server, base: Path) -> None:
+    for name in ("one", "two"):
+        load(server, base, name)
+    for name in ("one", "two"):
+        answer = invoke(server, name)
+        assert (answer.status, answer.json["model"]["architecture"]) == (200, name)
+    missing = invoke(server, "three")
+    assert (missing.status, missing.json["error"]["code"]) == (404, "model_not_found")
+    assert server.call("GET", "/models/one/invoke").status == 405
+
+
+def test_a7_69_models_are_listed_page_by_page(server: Server, base: Path) -> None:
+    for name in ("two", "one", "three"):
+        load(server, base, name)
+    first = server.call("GET", "/models?limit=2").json
+    assert [model["modelName"] for model in first["models"]] == ["one", "three"]
+    second = server.call("GET", f"/models?limit=2&next_page_token={first['nextPageToken']}").json
+    assert second == {"models": [{"modelName": "two", "modelUrl": str(base / "models" / "two" / "model")}]}
+    # A last page that is exactly full has no next one (MMS's own list says that it has).
+    assert "nextPageToken" not in server.call("GET", "/models?limit=3").json
+    assert server.call("GET", "/models?limit=none").status == 400
+
+
+def test_a7_69_one_model_is_described_or_404(server: Server, base: Path) -> None:
+    load(server, base, "one")
+    assert server.call("GET", "/models/one").json["modelName"] == "one"
+    assert server.call("GET", "/models/two").status == 404
+    assert server.call("PUT", "/models/one", b"{}").status == 405
+
+
+def test_a7_69_unloading_frees_the_memory(server: Server, base: Path) -> None:
+    load(server, base, "one")
+    assert server.workers()
+    starter = server.worker_starter()
+    assert server.call("DELETE", "/models/one").status == 200
+    assert not server.workers()
+    wait_until(lambda: not Path(f"/proc/{starter}").exists(), timeout_s=5, what="the starter to be gone")
+    assert server.call("DELETE", "/models/one").status == 404
+    assert invoke(server, "one").status == 404
+    assert load(server, base, "one").status == 200
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.com/model.tar.gz",
+        "s3://bucket/model",
+        "relative/model",
+        "{base}/elsewhere",
+        "{base}/models/../elsewhere",
+    ],
+)
+def test_a7_68_urls_and_paths_outside_the_models_folder_are_refused(server: Server, base: Path, url: str) -> None:
+    answer = load(server, base, "x", url.format(base=base))
+    assert answer.status == 400
+    assert "must be a local folder in" in answer.json["error"]["message"]
+    assert server.call("GET", "/models").json == {"models": []}
+
+
+@pytest.mark.parametrize(
+    ("folder", "status", "code"),
+    [("nowhere", 404, "model_not_found"), ("empty", 400, "model_unusable"), ("broken/model", 400, "model_unusable")],
+)
+def test_a7_68_what_cannot_be_loaded_leaves_nothing_behind(
+    server: Server, base: Path, folder: str, status: int, code: str
+) -> None:
+    for _ in range(2):  # The second would be a 409 if a dead entry stayed.
+        answer = load(server, base, "x", str(base / "models" / folder))
+        assert (answer.status, answer.json["error"]["code"]) == (status, code)
+    assert server.call("GET", "/models").json == {"models": []}
+    assert not server.workers()
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"model_name": "x"}', b'{"model_name": 1, "url": 2}'])
+def test_a7_68_a_body_that_is_no_load_request_is_400(server: Server, body: bytes) -> None:
+    assert server.call("POST", "/models", body).status == 400
+
+
+def test_a7_68_a_name_that_could_not_be_called_is_400(server: Server, base: Path) -> None:
+    assert load(server, base, "a/b", str(base / "models" / "one" / "model")).status == 400
+
+
+def test_a7_71_the_same_model_is_loaded_once_by_many(server: Server, base: Path) -> None:
+    statuses: list[int] = []
+    threads = [threading.Thread(target=lambda: statuses.append(load(server, base, "one").status)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(statuses) == [200, 409, 409, 409]
+
+
+def test_a7_71_a_call_during_the_unload_is_answered(server: Server, base: Path) -> None:
+    load(server, base, "slow")
+    answers: list[Answer] = []
+    thread = in_background(answers, server, "slow", WHITE)
+    time.sleep(1)  # The call is under way: nothing in it could be waited for from outside.
+    assert server.call("DELETE", "/models/slow", timeout_s=30).status == 200
+    thread.join()
+    assert answers[0].status == 504  # Its own deadline, not a dropped connection.
+
+
+def test_a7_a_killed_worker_and_a_killed_starter_come_back(server: Server, base: Path) -> None:
+    load(server, base, "one")
+    (worker,) = server.workers()
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: server.workers() not in ([], [worker]), timeout_s=10, what="another worker")
+    assert invoke(server, "one").status == 200
+    os.kill(server.worker_starter(), signal.SIGKILL)
+    wait_until(lambda: invoke(server, "one").status == 200 and server.workers(), timeout_s=20, what="an answer")
+    wait_until(lambda: _has_starter(server), timeout_s=20, what="another starter")
+    assert invoke(server, "one").status == 200
+
+
+def _has_starter(server: Server) -> bool:
+    try:
+        return bool(server.worker_starter())
+    except StopIteration:
+        return False
+
+
+def test_a7_67_the_multi_model_api_is_there_in_its_mode_alone(server: Server) -> None:
+    assert server.classify().status == 404
+    assert server.call("GET", "/nope").status == 404

@@ -1,0 +1,136 @@
+"""What a predictor answers beside the classes: heat map, embedding, confidence; with a ResNet as training writes it."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+from container.artifact import NETWORK, WEIGHTS, Manifest, save_artifact
+from container.errors import NotAcceptableError
+from container.preprocessing import Preprocessing, preprocess
+from serve import codec
+from serve.api import JSON
+from serve.explanation import class_activation_map
+from serve.options import Options
+from serve.predictor import Predictor, softmax
+from tests.serving import write_artifact
+from tests.support import encoded, picture
+from train.graph import resnet_graph
+
+SPEC = Preprocessing.for_image_size(64)
+PHOTO = encoded(picture(200, 150), "JPEG", quality=95)
+
+
+def save(folder: Path, head: nn.Module, **fields: Any) -> torchvision.models.ResNet:
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=5)
+    model.fc = head
+    model.eval()
+    draft = Manifest(
+        **{
+            "architecture": "resnet18",
+            "class_names": tuple("abcde"),
+            "preprocessing": SPEC,
+            "top_k": 3,
+            **fields,
+        }
+    )
+    network = resnet_graph(model, image_size=64).SerializeToString()
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_artifact(
+        folder,
+        draft,
+        {NETWORK: lambda path: path.write_bytes(network), WEIGHTS: lambda path: save_file(weights, path)},
+    )
+    return model
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torchvision.models.ResNet]:
+    folder: Path = tmp_path_factory.mktemp("artifact")
+    return folder, save(folder, nn.Linear(512, 5))
+
+
+@pytest.fixture(scope="module")
+def predictor(artifact: tuple[Path, torchvision.models.ResNet]) -> Predictor:
+    return Predictor.load(artifact[0], threads=1)
+
+
+def test_the_map_s_mean_and_the_bias_are_the_logit(
+    artifact: tuple[Path, torchvision.models.ResNet], predictor: Predictor
+) -> None:
+    folder, model = artifact
+    logits, maps = predictor.engine.run(preprocess(PHOTO, SPEC)[None], ["logits", "maps"])
+    for index in range(5):
+        heat = class_activation_map(maps[0], folder / WEIGHTS, index)
+        assert heat.shape == (2, 2)
+        assert heat.mean() + model.fc.bias[index].item() == pytest.approx(float(logits[0, index]), abs=1e-4)
+
+
+def test_a_heat_map_is_the_photo_s_square_under_colours(predictor: Predictor) -> None:
+    plain, explained = (predictor.predict(PHOTO, Options(explain=explain)) for explain in (False, True))
+    assert plain.heat_map is None
+    assert explained.heat_map is not None
+    assert explained.classes == plain.classes
+    image = Image.open(io.BytesIO(explained.heat_map))
+    assert (image.format, image.size) == ("PNG", (448, 448))
+    body = codec.encode([explained], predictor.manifest, many=False, content_type=JSON)
+    assert json.loads(body.content)["heat_map"]["b64"]
+
+
+def test_an_embedding_is_what_the_network_pools(
+    artifact: tuple[Path, torchvision.models.ResNet], predictor: Predictor
+) -> None:
+    _, model = artifact
+    backbone = nn.Sequential(*list(model.children())[:-1])
+    with torch.inference_mode():
+        expected = backbone(torch.from_numpy(preprocess(PHOTO, SPEC)[None])).flatten().numpy()
+    found = predictor.predict(PHOTO, Options(embed=True)).embedding
+    assert predictor.embedding_length == 512
+    np.testing.assert_allclose(np.array(found), expected, atol=1e-4)
+    assert predictor.predict(PHOTO, Options()).embedding is None
+
+
+def test_a_head_of_two_layers_has_no_map_and_says_so(tmp_path: Path) -> None:
+    save(tmp_path, nn.Sequential(nn.Linear(512, 8), nn.ReLU(), nn.Linear(8, 5)))
+    predictor = Predictor.load(tmp_path, threads=1)
+    with pytest.raises(NotAcceptableError, match="one linear layer"):
+        predictor.predict(PHOTO, Options(explain=True))
+    assert predictor.predict(PHOTO, Options(embed=True)).embedding is not None
+
+
+def test_a_network_without_these_outputs_says_so(tmp_path: Path) -> None:
+    write_artifact(tmp_path)
+    predictor = Predictor.load(tmp_path, threads=1)
+    assert predictor.embedding_length is None
+    for options in (Options(embed=True), Options(explain=True)):
+        with pytest.raises(NotAcceptableError, match="gives no"):
+            predictor.predict(PHOTO, options)
+
+
+def test_confident_is_the_manifest_s_threshold(predictor: Predictor) -> None:
+    best = predictor.predict(PHOTO, Options()).classes[0].probability
+    for threshold, expected in ((None, None), (best - 0.01, True), (best + 0.01, False)):
+        judged = replace(predictor, manifest=replace(predictor.manifest, confidence_threshold=threshold))
+        prediction = judged.predict(PHOTO, Options())
+        assert prediction.confident is expected
+        answer = json.loads(codec.encode([prediction], judged.manifest, many=False, content_type=JSON).content)
+        assert answer.get("confident") is expected
+
+
+def test_the_temperature_divides_the_logits(predictor: Predictor) -> None:
+    cooled = replace(predictor, manifest=replace(predictor.manifest, temperature=2.0))
+    expected = softmax(predictor.logits(PHOTO) / np.float32(2))
+    found = {item.index: item.probability for item in cooled.predict(PHOTO, Options(top_k=5)).classes}
+    assert found == pytest.approx(dict(enumerate(expected.tolist())), abs=1e-6)
