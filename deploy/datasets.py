@@ -107,19 +107,24 @@ def require_private_bucket(aws: Aws) -> None:
 
 
 def channels(aws: Aws, name: str) -> dict[str, str]:
-    """The channels of data set NAME: its train/, valid/ and test/ folders, or the whole of it for training."""
+    """The channels of data set NAME as it lies in the bucket. Raises DeployError where there is none."""
     root = f"data/{name}/"
     answer = aws.call("s3", "list_objects_v2", Bucket=aws.bucket, Prefix=root, Delimiter="/")
     folders = [entry["Prefix"].removeprefix(root).rstrip("/") for entry in answer.get("CommonPrefixes", [])]
     if not folders:
         raise DeployError(f"s3://{aws.bucket}/{root} holds no folders: `data push DIR --name {name}` first")
+    return channels_of(folders, f"s3://{aws.bucket}/{root}")
+
+
+def channels_of(folders: Iterable[str], root: str) -> dict[str, str]:
+    """The folders train/, valid/ and test/ below `root` as channels, or the whole of it for training."""
     found = {
-        channel: f"s3://{aws.bucket}/{root}{folder}/"
+        channel: f"{root}{folder}/"
         for channel, names in _CHANNELS.items()
         for folder in folders
         if folder.lower() in names
     }
-    return found or {"training": f"s3://{aws.bucket}/{root}"}
+    return found or {"training": root}
 
 
 def _manifest_key(prefix: str) -> str:

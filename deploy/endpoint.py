@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,7 @@ from deploy.profile import Profile
 VARIANT = "all"
 # AWS's rule for SageMakerVariantInvocationsPerInstance: max requests a second x safety factor x 60 seconds.
 SAFETY_FACTOR = 0.5
+_OF_FUNCTION = ("Name", "Stage", "CodeKey", "Variant", "AllowedUrlHosts", "AllowedBuckets", "Tracing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +73,14 @@ def app_parameters(aws: Aws, release: Release) -> dict[str, str]:
         arns = [f"arn:{aws.partition}:s3:::{bucket}" for bucket in function.allowed_buckets]
         values["ReadableObjects"] = ",".join(f"{arn}/*" for arn in arns)
         values["WritableObjects"] = ",".join(f"{arn}/results/*" for arn in arns)
-    return {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in values.items()}
+    parameters = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in values.items()}
+    return {**parameters, "FunctionDigest": _function_digest(parameters)}
+
+
+def _function_digest(parameters: dict[str, str]) -> str:
+    """Changes with anything that the function is made of: then its alias gets a new version."""
+    made_of = {name: parameters[name] for name in _OF_FUNCTION}
+    return hashlib.sha256(json.dumps([made_of, stacks.read_template("app")]).encode()).hexdigest()
 
 
 def require_model(aws: Aws, model: str) -> None:

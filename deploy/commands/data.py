@@ -9,6 +9,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from deploy import datasets, doctor
+from deploy.aws import Aws
 from deploy.commands.common import Context, PlanOnly, aws_of, proceed, say, screen
 from deploy.errors import DeployError
 from deploy.plan import Plan, Step
@@ -30,21 +31,30 @@ def push(
     plan: PlanOnly = False,
 ) -> None:
     """Upload photos, verified and resumable: what is there already is not sent again."""
-    aws = aws_of(context)
+    push_folder(aws_of(context), folder, dataset_name(name or folder.resolve().name), plan_only=plan)
+
+
+def push_folder(aws: Aws, folder: Path, name: str, *, plan_only: bool) -> dict[str, str]:
+    """Push as data set NAME; the channels that it has then."""
     doctor.require_credentials(aws)
     datasets.require_private_bucket(aws)
-    prefix = f"data/{dataset_name(name or folder.resolve().name)}/"
+    prefix = f"data/{name}/"
     with screen.status("reading and comparing"):
         files = datasets.list_local(folder, prefix=prefix)
         difference = datasets.compare(aws, files, prefix=prefix)
-    if not proceed(_plan(difference, f"s3://{aws.bucket}/{prefix}"), plan_only=plan):
-        return
+    if proceed(_plan(difference, f"s3://{aws.bucket}/{prefix}"), plan_only=plan_only):
+        _send(aws, difference)
+        datasets.verify(aws, files, prefix=prefix)
+        say(f"{len(files)} files are in s3://{aws.bucket}/{prefix} as they are here")
+    folders = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    return datasets.channels_of(folders, f"s3://{aws.bucket}/{prefix}")
+
+
+def _send(aws: Aws, difference: datasets.Difference) -> None:
     columns = (TextColumn("uploading"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=screen) as bar:
         task = bar.add_task("", total=difference.bytes_to_send)
         datasets.push(aws, difference.missing, progress=lambda sent: bar.advance(task, sent))
-    datasets.verify(aws, files, prefix=prefix)
-    say(f"{len(files)} files are in s3://{aws.bucket}/{prefix} as they are here")
 
 
 def dataset_name(text: str) -> str:

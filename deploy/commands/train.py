@@ -12,11 +12,12 @@ from rich.table import Table
 from deploy import datasets, doctor, ec2, images, jobs, quotas, training
 from deploy.aws import Aws
 from deploy.commands.common import Context, PlanOnly, aws_of, proceed, say, screen
+from deploy.commands.data import dataset_name, push_folder
 from deploy.errors import DeployError
 from deploy.plan import Plan, Step
 from deploy.pricing import advice, ceiling_words, load_prices
 
-Data = Annotated[str, typer.Option(help="Data set that `data push` has put there.")]
+Data = Annotated[str, typer.Option(help="Data set that `data push` has put there, or a folder: it is pushed first.")]
 Image = Annotated[str, typer.Option(help="Tag in ECR, or a digest URI as build_and_push.sh prints it.")]
 Name = Annotated[str, typer.Option(help="The job's name; by default from the clock.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A hyperparameter; repeatable.")]
@@ -25,6 +26,7 @@ Instances = Annotated[int | None, typer.Option(help="How many, instead of the pr
 Spot = Annotated[bool | None, typer.Option("--spot/--no-spot", help="Instead of the profile's.")]
 Hours = Annotated[float | None, typer.Option(help="The job is ended after this, instead of the profile's.")]
 Weights = Annotated[str, typer.Option(help="s3:// folder of pretrained weights, as the channel 'pretrained'.")]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Show the log until the job has ended.")]
 Resume = Annotated[str, typer.Option("--continue", metavar="JOB", help="Go on from this job's checkpoints.")]
 
 ec2_app = typer.Typer(no_args_is_help=True, help="The same training on an EC2 instance.")
@@ -48,18 +50,29 @@ def train(
     warm_minutes: Annotated[int, typer.Option(help="Keep the instances this long for the next job.")] = 0,
     weights: Weights = "",
     resume: Resume = "",
+    follow: Follow = False,
     plan: PlanOnly = False,
 ) -> None:
     """Start a training job on SageMaker."""
     aws = aws_of(context)
     changes = {"instance_type": instance_type, "instances": instances, "spot": spot, "max_hours": hours}
-    job = _job(aws, data=data, image=image, name=name, pairs=set_, weights=weights, resume=resume, changes=changes)
+    job = _job(
+        aws,
+        data=data,
+        image=image,
+        name=name,
+        pairs=set_,
+        weights=weights,
+        resume=resume,
+        changes=changes,
+        plan_only=plan,
+    )
     job = dataclasses.replace(job, warm_minutes=warm_minutes)
     training.check_job(job)
     request = training.training_request(job, role_arn=aws.role_arn("training"), profile=aws.profile)
     if proceed(_sagemaker_plan(aws, job, request, trials=1), plan_only=plan):
         aws.call_with_new_role("sagemaker", "create_training_job", **request)
-        say(job.name)
+        _started(context, job.name, follow=follow)
 
 
 def tune(
@@ -82,7 +95,9 @@ def tune(
     aws = aws_of(context)
     changes = {"instance_type": instance_type, "spot": spot, "max_hours": hours}
     name = name or training.new_name(aws.profile, what="tune")
-    job = _job(aws, data=data, image=image, name=name, pairs=set_, weights=weights, resume="", changes=changes)
+    job = _job(
+        aws, data=data, image=image, name=name, pairs=set_, weights=weights, resume="", changes=changes, plan_only=plan
+    )
     training.check_job(job)
     request = training.tuning_request(
         job,
@@ -110,13 +125,24 @@ def ec2_train(
     hours: Hours = None,
     weights: Weights = "",
     resume: Resume = "",
+    follow: Follow = False,
     plan: PlanOnly = False,
 ) -> None:
     """Launch an instance that trains, saves the model as SageMaker would, and ends itself."""
     aws = aws_of(context)
     name = name or training.new_name(aws.profile, what="ec2")
     changes = {"instance_type": instance_type, "instances": 1, "spot": spot, "max_hours": hours}
-    job = _job(aws, data=data, image=image, name=name, pairs=set_, weights=weights, resume=resume, changes=changes)
+    job = _job(
+        aws,
+        data=data,
+        image=image,
+        name=name,
+        pairs=set_,
+        weights=weights,
+        resume=resume,
+        changes=changes,
+        plan_only=plan,
+    )
     training.check_job(job)
     group = ec2.find_security_group(aws)
     script = ec2.user_data(job, region=aws.profile.region, log_group=f"/{aws.profile.name}/{aws.profile.stage}/ec2")
@@ -131,7 +157,8 @@ def ec2_train(
         return
     request["NetworkInterfaces"][0]["Groups"] = [group or ec2.make_security_group(aws)]
     launched = aws.call_with_new_role("ec2", "run_instances", **request)
-    say(f"{job.name} on {launched['Instances'][0]['InstanceId']}")
+    say(f"on instance {launched['Instances'][0]['InstanceId']}")
+    _started(context, job.name, follow=follow)
 
 
 def advise(
@@ -176,7 +203,7 @@ def status(context: Context, job: Annotated[str, typer.Argument(help="A training
 def logs(
     context: Context,
     job: Annotated[str, typer.Argument(help="A training, tuning or EC2 job.")],
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job has ended.")] = False,
+    follow: Follow = False,
 ) -> None:
     """A job's log, of all its hosts."""
     aws = aws_of(context)
@@ -198,6 +225,13 @@ def stop(
         jobs.stop(aws, found)
 
 
+def _started(context: Context, name: str, *, follow: bool) -> None:
+    say(name)
+    if follow:
+        logs(context, name, follow=True)
+        status(context, name)
+
+
 def _job(
     aws: Aws,
     *,
@@ -208,10 +242,11 @@ def _job(
     weights: str,
     resume: str,
     changes: dict[str, Any],
+    plan_only: bool,
 ) -> training.Job:
     doctor.require_credentials(aws)
     given = {key: value for key, value in changes.items() if value is not None}
-    channels = datasets.channels(aws, data)
+    channels = _channels(aws, data, plan_only=plan_only)
     if weights:
         channels["pretrained"] = weights
     return training.Job(
@@ -223,6 +258,13 @@ def _job(
         hyperparameters=training.check_hyperparameters(pairs or []),
         checkpoints_of=resume,
     )
+
+
+def _channels(aws: Aws, data: str, *, plan_only: bool) -> dict[str, str]:
+    folder = Path(data).expanduser()
+    if "/" not in data and not folder.is_dir():
+        return datasets.channels(aws, dataset_name(data))
+    return push_folder(aws, folder, dataset_name(folder.resolve().name), plan_only=plan_only)
 
 
 def _sagemaker_plan(aws: Aws, job: training.Job, request: dict[str, Any], *, trials: int, at_a_time: int = 1) -> Plan:

@@ -38,7 +38,10 @@ case "$1 $2" in
 esac
 """
 _DOCKER = """#!/bin/bash
-case $1 in login|pull) exit 0 ;; esac
+case $1 in
+  login) cat >/dev/null; exit ;;
+  pull) exit ;;
+esac
 exec /engine/docker "$@"
 """
 _SHUTDOWN = """#!/bin/bash

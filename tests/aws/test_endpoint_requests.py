@@ -5,12 +5,15 @@ CloudFormation hands these properties to CreateModel, CreateEndpointConfig, Crea
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import botocore.session
 import pytest
 
+from deploy.aws import Aws
+from deploy.endpoint import Release, app_parameters
 from deploy.profile import VARIANTS
 from deploy.stacks import read_template
 from tests.aws.cloudformation import resources
@@ -91,6 +94,22 @@ def test_multi_model_tells_the_container() -> None:
     container = resources(read_template("app"), {**PARAMETERS, "Variant": "multi-model"})["Model"]["PrimaryContainer"]
     assert container["Mode"] == "MultiModel"
     assert container["Environment"] == {"SAGEMAKER_MULTI_MODEL": "true"}
+
+
+def test_the_functions_digest_follows_the_function_and_nothing_else(aws: Aws) -> None:
+    release = Release(image="i", model="m", code_key="functions/1.zip")
+    profile = aws.profile
+
+    def digest(release: Release = release, **changes: Any) -> str:
+        aws.profile = dataclasses.replace(profile, **changes)
+        return app_parameters(aws, release)["FunctionDigest"]
+
+    as_is = digest()
+    assert digest(dataclasses.replace(release, code_key="functions/2.zip")) != as_is
+    hosts = dataclasses.replace(profile.function, allowed_url_hosts=("images.example.com",))
+    assert digest(function=hosts) != as_is
+    assert digest(dataclasses.replace(release, image="j", model="n")) == as_is
+    assert digest(endpoint=dataclasses.replace(profile.endpoint, max_instances=9)) == as_is
 
 
 def test_a_canary_is_tried_where_there_are_two_instances() -> None:

@@ -19,6 +19,7 @@ from deploy import jobs
 from deploy.aws import Aws
 from tests.aws.conftest import ACCOUNT, BUCKET, REGION, Run, Sent
 from tests.aws.tools import ROOT
+from tests.training import write_digits
 
 URI = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/kennel@sha256:{'0' * 64}"
 
@@ -148,6 +149,21 @@ def test_a_job_that_aws_would_refuse_is_not_sent(
     assert answer.code == 1
     assert words in answer.error
     assert sent.writes == []
+
+
+def test_a_folder_of_photos_is_pushed_first(run: Run, ready: None, sent: Sent, tmp_path: Path) -> None:
+    write_digits(tmp_path / "digits/train", per_class=2)
+    write_digits(tmp_path / "digits/valid", per_class=1)
+    planned = run("train", "--data", tmp_path / "digits", "--image", URI, "--plan")
+    assert planned.code == 0, planned.error
+    assert sent.writes == []
+    answer = run("train", "--data", tmp_path / "digits", "--image", URI, "--name", "digits-1", "--follow")
+    assert answer.code == 0, answer.error
+    assert "9 files are in s3://" in answer.output
+    assert "training digits-1: Completed" in answer.output
+    channels = {one["ChannelName"]: one for one in sent.one("CreateTrainingJob")["InputDataConfig"]}
+    assert set(channels) == {"training", "validation"}
+    assert channels["training"]["DataSource"]["S3DataSource"]["S3Uri"] == f"s3://{BUCKET}/data/digits/train/"
 
 
 def test_an_image_by_tag_is_named_by_its_digest(run: Run, ready: None, sent: Sent) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from deploy import lambda_zip
 from deploy.audit import WITHOUT_RESOURCE, as_list, judge_policy
 from deploy.stacks import TEMPLATES, read_template
 from tests.aws.cloudformation import load
@@ -197,9 +198,16 @@ def test_both_repositories_are_the_same(resources: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def transformed() -> dict[str, Any]:
+    return _transformed()
+
+
+def _transformed(**defaults: str) -> dict[str, Any]:
     """The app template's resources after the SAM transform that CloudFormation would run."""
     python = tool(".venv-sam", "python")
-    template = json.dumps(load(read_template("app")))
+    document = load(read_template("app"))
+    for name, value in defaults.items():
+        document["Parameters"][name]["Default"] = value
+    template = json.dumps(document)
     env = {"AWS_DEFAULT_REGION": "eu-west-3", "PATH": "/usr/bin:/bin"}
     command: list[str | Path] = [python, Path(__file__).with_name("sam_transform.py")]
     done = subprocess.run(command, input=template, capture_output=True, text=True, env=env)
@@ -234,6 +242,15 @@ def test_callers_use_the_alias_that_has_the_provisioned_environments(transformed
 def _only(resources: dict[str, Any], kind: str) -> dict[str, Any]:
     (found,) = (one["Properties"] for one in resources.values() if one["Type"] == kind)
     return dict(found)
+
+
+def test_a_changed_function_gets_a_new_version_under_its_alias() -> None:
+    """Settings alone too: a version is a copy, and an alias that stays on the old one has the old settings."""
+    versions = [
+        next(name for name, one in _transformed(FunctionDigest=digest).items() if one["Type"] == "AWS::Lambda::Version")
+        for digest in ("a" * 64, "b" * 64)
+    ]
+    assert len(set(versions)) == 2
 
 
 def test_the_function_is_capped_and_keeps_what_failed(transformed: dict[str, Any]) -> None:
@@ -287,3 +304,11 @@ def test_the_image_is_named_by_its_digest() -> None:
 def test_templates_fit_into_a_request() -> None:
     for name in NAMES:
         assert len(read_template(name).encode()) <= 51_200  # CreateChangeSet's TemplateBody
+
+
+def test_the_zip_is_built_for_the_function_that_the_template_makes(resources: dict[str, Any]) -> None:
+    function = resources["app"]["Function"]["Properties"]
+    assert function["Runtime"] == lambda_zip.RUNTIME
+    assert function["Architectures"] == [lambda_zip.ARCHITECTURE]
+    assert function["Handler"] == lambda_zip.HANDLER
+    assert function["Environment"]["Variables"]["FUNCTION_TIMEOUT_S"] == str(function["Timeout"])
