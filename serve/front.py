@@ -158,8 +158,8 @@ frontend api
     log-format '{_log_line()}'
 
 {_lines(_paths(config))}
-    acl known path /ping /info /metrics /execution-parameters
-    acl reads path /ping /info /metrics /execution-parameters
+    acl known path /ping /info /metrics /openapi.json /execution-parameters
+    acl reads path /ping /info /metrics /openapi.json /execution-parameters
     acl ping path /ping
     acl invocations var(txn.invocation) -m found
     acl get method GET HEAD
@@ -224,7 +224,7 @@ def _refusals(config: FrontConfig) -> list[str]:
         _refuse(
             404,
             "not_found",
-            f"known paths are /ping, /info, /metrics, /execution-parameters, {inference}",
+            f"known paths are /ping, /info, /metrics, /openapi.json, /execution-parameters, {inference}",
             "unless known",
         ),
         _refuse(405, "method_not_allowed", "use GET", "if reads !get", allow="GET, HEAD"),

@@ -15,6 +15,7 @@ from container.errors import KennelError, RequestError
 from serve.control import Call, Reply
 from serve.logs import log
 from serve.models import Models
+from serve.openapi import document
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,8 @@ class Routes:
                 return Reply(HTTPStatus.OK, self.execution_parameters())
             case ["metrics"]:
                 return Reply(HTTPStatus.OK, self.metrics(), content_type=CONTENT_TYPE_LATEST)
+            case ["openapi.json"]:
+                return Reply(HTTPStatus.OK, document(multi_model=self.models is not None))
             case ["models", *name] if self.models and len(name) < 2:
                 return Reply(HTTPStatus.OK, _models(call, name[0] if name else "", self.models))
         return _error(404, "not_found", "there is nothing at this path", call.request_id)
