@@ -232,6 +232,7 @@ class Stack:
             folder=self._config.paths.models,
             memory_mib=memory_for_models(self._machine.memory_bytes, self._shape.total_mib),
             workers=self._shape.workers,
+            on_gpu=self._shape.gpus > 0,
             settings=self._worker_settings(),
             place=self._place,
             fleet=self._control.fleet,
@@ -251,10 +252,11 @@ def _choose_shape(config: ServeConfig, machine: Machine, artifact: Artifact | No
         shape = choose_shape(config, machine, manifest.files[manifest.network].bytes)
     else:
         shape = choose_multi_model_shape(config, machine)
+    where = f"torch on {machine.gpus} GPU(s)" if machine.gpus else f"ONNX Runtime on {machine.cpus:g} CPUs"
     log(
         "serve",
-        f"{shape.workers} worker(s) a model of {shape.threads} thread(s), ONNX Runtime on {machine.cpus:g} CPUs",
-        engine="onnxruntime",
+        f"{shape.workers} worker(s) a model of {shape.threads} thread(s), {where}",
+        engine="torch" if machine.gpus else "onnxruntime",
         network=artifact.manifest.network if artifact else None,
         cpus=machine.cpus,
         memory_limit_mib=machine.memory_bytes >> 20,

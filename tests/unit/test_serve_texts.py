@@ -27,7 +27,9 @@ FRONT = FrontConfig(
     queue_s=10,
     work_s=45,
 )
-SHAPE = Shape(workers=2, slots=2, threads=2, large_bodies=8, heap_mib=564, direct_mib=282, total_mib=0, reason="")
+SHAPE = Shape(
+    workers=2, slots=2, threads=2, gpus=0, large_bodies=8, heap_mib=564, direct_mib=282, total_mib=0, reason=""
+)
 PLACE = MmsPlace(folder=Path("/run/k"), inference="unix:/run/k/mms.sock", management="unix:/run/k/management.sock")
 
 
