@@ -83,6 +83,11 @@ def _triple(values: Any) -> tuple[float, float, float]:
     return red, green, blue
 
 
+def silence_pillow() -> None:
+    """For programs, at their start: Pillow warns of odd metadata in photos, a line each, and only the pixels count."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
 def preprocess(data: bytes, spec: Preprocessing) -> Float32Array:
     """Turn a photo's bytes into a normalised array of shape (3, crop_size, crop_size).
 
@@ -99,15 +104,13 @@ def open_photo(data: bytes, *, min_side: int) -> Image.Image:
     more. Transparent pixels are shown on white, 16-bit greys are scaled to 8 bits, animations give their first frame.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels are what counts here.
-            file = Image.open(io.BytesIO(data), formats=FORMATS)
-            _check_pixels(file)
-            size = file.size
-            file.draft(None, _draft_size(file, min_side))
-            file.load()
-            orientation = _orientation(file)
-            photo = _to_rgb(file)
+        file = Image.open(io.BytesIO(data), formats=FORMATS)
+        _check_pixels(file)
+        size = file.size
+        file.draft(None, _draft_size(file, min_side))
+        file.load()
+        orientation = _orientation(file)
+        photo = _to_rgb(file)
     except PhotoError:
         raise
     except Image.DecompressionBombError as error:

@@ -14,7 +14,9 @@ def main() -> None:
     """
     sys.path.append(str(Path(__file__).resolve().parent.parent))
     import serve.handler  # noqa: F401
+    from container.preprocessing import silence_pillow
 
+    silence_pillow()
     runpy.run_module("mms.model_service_worker", run_name="__main__", alter_sys=True)
 
 

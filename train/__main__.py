@@ -3,6 +3,7 @@
 import os
 import sys
 
+from container.preprocessing import silence_pillow
 from train.entrypoint import main
 
 
@@ -10,6 +11,7 @@ def run() -> None:
     # Read when torch loads its OpenMP library. By default waiting threads spin, and beside any other busy process (the
     # loader's workers, for one) an epoch then takes many times as long (seen: no epoch in 100 s against 37 images/s).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    silence_pillow()
     sys.exit(main(sys.argv[1:]))
 
 

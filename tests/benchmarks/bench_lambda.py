@@ -1,0 +1,105 @@
+"""The function's package and its cold start, beside an empty function's and the usual way's.
+
+    python -m tests.benchmarks.bench_lambda
+
+An init is measured from the start of a real awslambdaric process to its first request for work; what counts is the
+time beyond that of a function that does nothing. The usual way is a function that is built on AWS Lambda Powertools
+(event handler, logger, metrics, tracer) and boto3.
+"""
+
+from __future__ import annotations
+
+import io
+import statistics
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import aws_lambda_powertools
+
+from deploy.lambda_zip import build
+from tests.lambda_runtime import Environment, RuntimeStandIn, event, function
+
+ROUNDS: Final = 9
+WARM_CALLS: Final = 100
+
+EMPTY: Final = "def handler(event, context):\n    return {}\n"
+USUAL: Final = """
+import boto3
+from aws_lambda_powertools import Logger, Metrics
+from aws_lambda_powertools.event_handler import LambdaFunctionUrlResolver
+logger, metrics, app = Logger(service="dogs"), Metrics(namespace="dogs", service="dogs"), LambdaFunctionUrlResolver()
+client = boto3.client("sagemaker-runtime")
+def handler(event, context):
+    return app.resolve(event, context)
+"""
+
+
+class Init(NamedTuple):
+    wall_ms: float
+    cpu_ms: float
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name, RuntimeStandIn() as runtime:
+        folder = Path(name)
+        roots = {"empty": folder / "empty/task", "usual": folder / "usual/task", "ours": folder / "ours/task"}
+        _write(roots["empty"], EMPTY)
+        _write(roots["usual"], USUAL)
+        zipfile.ZipFile(io.BytesIO(build().data)).extractall(roots["ours"])
+        inits = _inits(roots, runtime.env)
+        cold_ms, warm_ms = _calls(roots["ours"], runtime.env)
+    for line in _table(inits, cold_ms, warm_ms):
+        print(line)
+
+
+def _write(root: Path, source: str) -> None:
+    root.mkdir(parents=True)
+    (root / "classify.py").write_text(source, encoding="utf-8")
+
+
+def _inits(roots: Mapping[str, Path], env: Mapping[str, str]) -> dict[str, Init]:
+    """The median init of each kind of function; their rounds take turns, so that noise meets all alike."""
+    found: dict[str, list[Init]] = {kind: [] for kind in roots}
+    for _ in range(ROUNDS):
+        for kind, root in roots.items():
+            environment = Environment(root, env)
+            found[kind].append(Init(environment.init_s * 1000, environment.init_cpu_s * 1000))
+            environment.close()
+    return {kind: Init(*map(statistics.median, zip(*inits, strict=True))) for kind, inits in found.items()}
+
+
+def _calls(root: Path, env: Mapping[str, str]) -> tuple[float, float]:
+    """Milliseconds within the function of the first call after an init, and (median) of later ones."""
+    with function(root, env) as made:
+        for _ in range(WARM_CALLS + 1):
+            made.invoke(event("direct_image"))
+        (environment,) = made.environments
+        cold, *warm = [float(record["total_ms"]) for record in environment.records]
+    return cold, statistics.median(warm)
+
+
+def _table(inits: Mapping[str, Init], cold_ms: float, warm_ms: float) -> list[str]:
+    empty, usual, ours = inits["empty"], inits["usual"], inits["ours"]
+    powertools = Path(aws_lambda_powertools.__file__).parent
+    usual_kb = sum(path.stat().st_size for path in powertools.rglob("*.py")) / 1000
+    package = build().data
+    files = zipfile.ZipFile(io.BytesIO(package)).infolist()
+    ours_kb = sum(entry.file_size for entry in files) / 1000
+    return [
+        "| Lambda function | ours | on Powertools | bound |",
+        "|---|---|---|---|",
+        f"| package, unpacked | {ours_kb:.0f} kB | {usual_kb:.0f} kB and its own code | |",
+        f"| package, zipped | {len(package) / 1000:.0f} kB | | |",
+        f"| init beyond an empty function's | {ours.wall_ms - empty.wall_ms:.0f} ms "
+        f"| {usual.wall_ms - empty.wall_ms:.0f} ms | 400 ms |",
+        f"| the same in CPU time | {ours.cpu_ms - empty.cpu_ms:.0f} ms | {usual.cpu_ms - empty.cpu_ms:.0f} ms | |",
+        f"| first call, endpoint answering at once | {cold_ms:.1f} ms | | |",
+        f"| later calls, endpoint answering at once | {warm_ms:.1f} ms | | |",
+    ]
+
+
+if __name__ == "__main__":
+    main()

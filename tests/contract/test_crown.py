@@ -1,0 +1,72 @@
+"""The same operation in two places: what evaluation in training sees of a photo is what serving answers for it.
+
+After big_vision's remark that one would be surprised how much these two differ.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from container.artifact import WEIGHTS, load_manifest
+from serve.predictor import Predictor
+from tests.serving import running_server
+from tests.support import odd_photos
+from tests.training import SMALL, arguments, run_train, write_digits
+from train.channels import Photo
+from train.data import EvaluationPhotos, Normaliser, evaluation_loader
+from train.loop import predict
+from train.model import build_resnet
+
+Logits = npt.NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree whose model folder holds a trained artifact, and whose folder `photos` the photos of odd kinds."""
+    base = tmp_path_factory.mktemp("crown")
+    write_digits(base / "input/data/training", per_class=24)
+    code, output = run_train(base, *arguments(SMALL))
+    assert code == 0, output
+    (base / "photos").mkdir()
+    for name, data in odd_photos().items():
+        (base / "photos" / name).write_bytes(data)
+    return base
+
+
+@pytest.fixture(scope="module")
+def evaluated(base: Path) -> dict[str, Logits]:
+    """Logits of training's evaluation, in float32 torch, by photo."""
+    manifest = load_manifest(base / "model")
+    model = build_resnet(manifest.architecture, len(manifest.class_names))
+    model.load_state_dict(load_file(base / "model" / WEIGHTS))
+    photos = [Photo(path, 0) for path in sorted((base / "photos").iterdir())]
+    spec = manifest.preprocessing
+    loader = evaluation_loader(EvaluationPhotos(photos, spec), batch_size=5, workers=0)
+    logits = predict(model, loader, Normaliser(spec, torch.device("cpu"))).logits
+    return {photo.path.name: row for photo, row in zip(photos, logits, strict=True)}
+
+
+@pytest.mark.parametrize("name", odd_photos())
+def test_served_logits_are_evaluations(base: Path, evaluated: dict[str, Logits], name: str) -> None:
+    served = Predictor.load(base / "model", threads=1).logits(odd_photos()[name])
+    expected = evaluated[name]
+    assert np.ptp(expected) > 0.01
+    assert (np.abs(served - expected) <= 1e-4 * np.maximum(1, np.abs(expected))).all()
+
+
+def test_probabilities_over_http_are_evaluations(base: Path, evaluated: dict[str, Logits]) -> None:
+    """The log of a ratio of two probabilities is a difference of logits."""
+    with running_server(base) as server:
+        for name, data in odd_photos().items():
+            answer = server.classify(data, "application/octet-stream").json
+            probabilities = {entry["index"]: entry["probability"] for entry in answer["predictions"]}
+            assert len(probabilities) == len(evaluated[name])
+            for index, probability in probabilities.items():
+                found = np.log(probability / probabilities[0])
+                assert found == pytest.approx(evaluated[name][index] - evaluated[name][0], abs=1e-3), name

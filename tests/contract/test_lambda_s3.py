@@ -1,0 +1,186 @@
+"""Photos from S3 and notifications of buckets, before boto3's real client and moto's S3."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+import classify
+from tests.lambda_runtime import (
+    Context,
+    RuntimeStandIn,
+    container_error,
+    event,
+    photo_answer,
+    service_error,
+)
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+KEY = "new/rex at the sea (été).jpg"
+RESULT = f"results/{KEY}.json"
+PHOTO = base64.b64decode(event("direct_image")["image"])
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[str]:
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def runtime(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[RuntimeStandIn]:
+    with RuntimeStandIn() as stand_in:
+        for name, value in {**stand_in.env, "AWS_ENDPOINT_URL_S3": moto, "ALLOWED_BUCKETS": "photos,gone"}.items():
+            monkeypatch.setenv(name, value)
+        classify.application.cache_clear()
+        yield stand_in
+        classify.application.cache_clear()
+
+
+@pytest.fixture
+def s3(runtime: RuntimeStandIn) -> Iterator[S3Client]:
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="photos", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
+    client.put_object(Bucket="photos", Key=KEY, Body=PHOTO)
+    client.put_object(Bucket="photos", Key="dogs/rex.jpg", Body=PHOTO)
+    yield client
+    for item in client.list_objects_v2(Bucket="photos").get("Contents", []):
+        client.delete_object(Bucket="photos", Key=item["Key"])
+    client.delete_bucket(Bucket="photos")
+
+
+def keys(s3: S3Client) -> set[str]:
+    return {item["Key"] for item in s3.list_objects_v2(Bucket="photos")["Contents"]}
+
+
+def read(s3: S3Client, key: str) -> Any:
+    found = s3.get_object(Bucket="photos", Key=key)
+    assert found["ContentType"] == "application/json"
+    return json.loads(found["Body"].read())
+
+
+def test_a_photo_is_read_from_an_allowed_bucket(s3: S3Client, runtime: RuntimeStandIn) -> None:
+    answer = classify.handler(event("direct_s3"), Context())
+
+    assert answer["label"] == "Affenpinscher"
+    assert (runtime.calls[0].body, runtime.calls[0].attributes) == (PHOTO, "top_k=3")
+
+
+@pytest.mark.parametrize(
+    ("location", "status", "code"),
+    [
+        ("s3://other/rex.jpg", 403, "bucket_not_allowed"),
+        ("s3://photos/missing.jpg", 404, "object_not_found"),
+        ("s3://gone/rex.jpg", 404, "object_not_found"),
+    ],
+)
+def test_what_cannot_be_read_from_s3_is_told(s3: S3Client, location: str, status: int, code: str) -> None:
+    error = classify.handler({"s3": location}, Context())["error"]
+
+    assert (error["status"], error["code"]) == (status, code)
+
+
+def test_an_object_over_the_limit_is_not_read(s3: S3Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    s3.put_object(Bucket="photos", Key="large.jpg", Body=bytes(60_000_000))
+
+    error = classify.handler({"s3": "s3://photos/large.jpg"}, Context())["error"]
+
+    assert (error["status"], "60,000,000 bytes" in error["message"]) == (413, True)
+
+
+def test_by_default_no_bucket_is_read(runtime: RuntimeStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ALLOWED_BUCKETS")
+    classify.application.cache_clear()
+
+    assert classify.handler(event("direct_s3"), Context())["error"]["status"] == 403
+
+
+def test_a_new_photo_gets_its_result_under_a_prefix_of_its_own(s3: S3Client) -> None:
+    assert classify.handler(event("s3_created"), Context()) == {"classified": 1}
+
+    result = read(s3, RESULT)
+    assert result["source"] == {"bucket": "photos", "key": KEY, "version": None}
+    assert result["label"] == "Affenpinscher"
+    assert result["request_id"] == Context().aws_request_id
+
+
+def test_a_bucket_that_notifies_of_everything_makes_no_endless_loop(s3: S3Client, runtime: RuntimeStandIn) -> None:
+    """Every object that the function writes is notified back to it, as such a bucket does, until no more comes."""
+    seen = {"dogs/rex.jpg"}
+    calls = 0
+    while new := keys(s3) - seen:
+        seen |= new
+        calls += 1
+        assert calls < 5, f"the function answers to its own output: {sorted(seen)}"
+        records = [_record(key) for key in sorted(new)]
+        classify.handler({"Records": records}, Context())
+
+    assert len(runtime.calls) == 1
+    assert keys(s3) == {KEY, "dogs/rex.jpg", RESULT}
+
+
+def _record(key: str) -> dict[str, Any]:
+    (record,) = event("s3_created")["Records"]
+    item = {**record["s3"]["object"], "key": key.replace(" ", "+")}
+    return {**record, "s3": {**record["s3"], "object": item}}
+
+
+@pytest.mark.parametrize("name", ["s3_own_result", "s3_removed", "s3_test"])
+def test_notifications_that_are_not_of_new_photos_do_nothing(s3: S3Client, runtime: RuntimeStandIn, name: str) -> None:
+    before = keys(s3)
+
+    assert classify.handler(event(name), Context()) == {"classified": 0}
+    assert (runtime.calls, keys(s3)) == ([], before)
+
+
+def test_an_object_that_is_no_photo_gets_its_error_as_result_and_is_not_tried_again(
+    s3: S3Client, runtime: RuntimeStandIn
+) -> None:
+    runtime.behave = container_error(400, "unreadable_photo", "the photo is damaged")
+
+    classify.handler(event("s3_created"), Context())
+
+    assert read(s3, RESULT)["error"]["code"] == "unreadable_photo"
+
+
+def test_what_may_succeed_later_is_a_failure_that_lambda_tries_again(s3: S3Client, runtime: RuntimeStandIn) -> None:
+    runtime.behave = service_error(400, "ThrottlingException")
+
+    with pytest.raises(RuntimeError, match="1 of 1 photos were not classified"):
+        classify.handler(event("s3_created"), Context())
+
+    assert RESULT not in keys(s3)
+    runtime.behave = photo_answer()
+    classify.handler(event("s3_created"), Context())
+    assert read(s3, RESULT)["label"] == "Affenpinscher"
+
+
+def test_one_photo_that_fails_does_not_keep_others_from_their_results(s3: S3Client, runtime: RuntimeStandIn) -> None:
+    answers = [service_error(503, "ServiceUnavailable"), photo_answer()]
+    runtime.behave = lambda call: answers.pop(0)(call)
+
+    with pytest.raises(RuntimeError, match="1 of 2"):
+        classify.handler({"Records": [_record("dogs/rex.jpg"), _record(KEY)]}, Context())
+
+    assert RESULT in keys(s3)
+
+
+def test_a_notification_of_a_bucket_that_is_not_allowed_fails_loudly(
+    s3: S3Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALLOWED_BUCKETS", "others")
+    classify.application.cache_clear()
+
+    with pytest.raises(RuntimeError, match="not among those"):
+        classify.handler(event("s3_created"), Context())
