@@ -33,6 +33,9 @@ _LOAD_S = 300
 # The path of HAProxy's Prometheus figures; the scopes leave out those of single servers.
 FIGURES = "/metrics?scope=frontend&scope=backend&scope=global"
 
+# What HAProxy says of each proxy at its end, and of those that follow the one that is checked.
+NOISE = r"Proxy \S+ stopped|no server available|via health/control"
+
 _HEADERS = "host|content-type|content-length|transfer-encoding|expect|accept"
 ID = "%[var(txn.id)]"
 

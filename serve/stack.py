@@ -83,7 +83,7 @@ class Stack:
         path = self._place.folder / "haproxy.cfg"
         path.write_text(front.configuration(self._front))
         self._front.loaded_models.write_text("")
-        processes.start("front", [front.haproxy(), "-db", "-f", str(path)], env=env, retell_errors=True)
+        processes.start("front", [front.haproxy(), "-db", "-f", str(path)], env=env, noise=front.NOISE)
         properties = mms.properties(
             self._place,
             self._shape,
