@@ -41,7 +41,7 @@ class Routes:
     def _route(self, call: Call) -> Reply:
         match call.path.strip("/").split("/"):
             case ["health"]:
-                return Reply(HTTPStatus.OK if self.ready() else HTTPStatus.SERVICE_UNAVAILABLE, {})
+                return Reply(HTTPStatus.OK if self.ready() else HTTPStatus.SERVICE_UNAVAILABLE, b"")
             case ["info"]:
                 return Reply(HTTPStatus.OK, self.info())
             case ["execution-parameters"]:

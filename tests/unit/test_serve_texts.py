@@ -113,7 +113,7 @@ def test_netty_s_library_is_unpacked_from_the_jar(tmp_path: Path) -> None:
 
 
 def test_the_program_that_watches_imports_no_engine() -> None:
-    code = "import sys, serve.__main__; print('onnxruntime' in sys.modules, 'torch' in sys.modules)"
+    code = "import sys, serve.entrypoint; print('onnxruntime' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 
