@@ -98,6 +98,9 @@ def _headline(figures: Figures) -> str:
         ("test accuracy", _percent(metrics.get("test:accuracy"))),
         ("calibration error", _percent(metrics.get("calibration:ece_after"))),
         ("served network", figures.served),
+        ("accuracy in int8", _percent(metrics.get("int8:accuracy"))),
+        ("accuracy in float32", _percent(metrics.get("int8:accuracy_float32"))),
+        ("answers that int8 and float32 share", _percent(metrics.get("int8:agreement"))),
         ("photos to validate", str(int(figures.confusion.sum()))),
     ]
     cells = "".join(f"<div class=tile><b>{value}</b><span>{name}</span></div>" for name, value in tiles if value)
