@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import onnxruntime
 import torch
 from safetensors.torch import save_file
 from torchvision.models.resnet import ResNet
@@ -26,6 +25,7 @@ from container.artifact import (
 )
 from container.errors import ArtifactError, TrainingError
 from container.preprocessing import Float32Array
+from train.engine import session
 from train.graph import resnet_graph
 
 # Of max(1, |logit|). Two correct engines differ by 1e-6 to 1e-4: they add the same numbers in other orders.
@@ -71,8 +71,7 @@ def write_artifact(folder: Path, model: ResNet, networks: Networks, draft: Manif
 def _check_agreement(network: bytes, model: ResNet, samples: Float32Array) -> None:
     with torch.inference_mode():
         expected = model(torch.from_numpy(samples)).numpy()
-    session = onnxruntime.InferenceSession(network, providers=["CPUExecutionProvider"])
-    (found,) = session.run(["logits"], {"photos": samples})
+    (found,) = session(network).run(["logits"], {"photos": samples})
     worst = float((np.abs(found - expected) / np.maximum(1, np.abs(expected))).max())
     if not worst <= _TOLERANCE:
         raise TrainingError(
@@ -87,8 +86,9 @@ def check_loadable(folder: Path) -> Manifest:
     verify_files(folder, manifest)
     side = manifest.preprocessing.crop_size
     try:
-        session = onnxruntime.InferenceSession(folder / manifest.network, providers=["CPUExecutionProvider"])
-        (logits,) = session.run(["logits"], {"photos": np.zeros((1, 3, side, side), np.float32)})
+        (logits,) = session(folder / manifest.network).run(
+            ["logits"], {"photos": np.zeros((1, 3, side, side), np.float32)}
+        )
     except Exception as error:  # ONNX Runtime's errors share no base class but Exception.
         raise ArtifactError(f"{folder / manifest.network} does not run: {error}") from error
     if logits.shape != (1, len(manifest.class_names)):

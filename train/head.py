@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -19,6 +18,7 @@ from train.channels import Photo
 from train.config import TrainConfig
 from train.data import EvaluationPhotos, Normaliser, evaluation_loader
 from train.distributed import ALONE, World
+from train.engine import session
 from train.graph import resnet_graph
 from train.loop import Epoch, Loader, Outcome, Predictions, print_epoch
 from train.recipe import build_optimizer, rate_factor, set_rates
@@ -56,14 +56,12 @@ def extract(
 
 
 def _with_onnxruntime(model: ResNet, loader: Loader, spec: Preprocessing, world: World) -> tuple[Tensor, Tensor]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = max(1, usable_cores() // world.local_size)
     network = resnet_graph(model, image_size=spec.crop_size).SerializeToString()
-    session = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
+    engine = session(network, threads=max(1, usable_cores() // world.local_size))
     values, labels = [np.empty((0, model.fc.in_features), np.float32)], [np.empty(0, np.int64)]
     for batch, truth in loader:
         STOP.check()
-        values.append(session.run(["features"], {"photos": batch.numpy()})[0])
+        values.append(engine.run(["features"], {"photos": batch.numpy()})[0])
         labels.append(truth.numpy())
     return torch.from_numpy(np.concatenate(values)), torch.from_numpy(np.concatenate(labels))
 

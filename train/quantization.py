@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import onnxruntime
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
 from container.preprocessing import Float32Array, Preprocessing, preprocess
 from train.channels import Photo
+from train.engine import session
 from train.loop import Predictions
 
 CALIBRATION_PHOTOS: Final = 64
@@ -79,12 +79,6 @@ def quantize(network: bytes, photos: Sequence[Photo], spec: Preprocessing) -> by
 
 def _no_preprocessing_advice(record: logging.LogRecord) -> bool:
     return "pre-processing" not in record.getMessage()
-
-
-def session(network: bytes | Path, *, threads: int = 0) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
 
 
 def answers(network: bytes | Path, photos: Sequence[Photo], spec: Preprocessing) -> Predictions:

@@ -18,12 +18,13 @@ from train.calibration import bins, calibrate, expected_error, fit_temperature, 
 from train.channels import Photo
 from train.charts import confusion_chart
 from train.config import TrainConfig
+from train.engine import session
 from train.figures import Figures, collect
 from train.graph import resnet_graph
 from train.heatmap import activation_map, overlay
 from train.loop import Epoch, Outcome, Predictions
 from train.model import build_resnet
-from train.quantization import LEAST_PHOTOS, answers, judge, quantize, session
+from train.quantization import LEAST_PHOTOS, answers, judge, quantize
 from train.report import write_report
 from train.results import Results
 
