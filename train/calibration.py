@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from train.loop import Predictions
+from train.predictions import Predictions
 
 BINS: Final = 15
 # A temperature beyond these says that the logits, not their scale, are at fault.

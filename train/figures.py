@@ -13,7 +13,7 @@ import numpy.typing as npt
 from train.calibration import bins, probabilities
 from train.channels import Photo
 from train.config import TrainConfig
-from train.loop import Predictions
+from train.predictions import Predictions
 from train.results import Results
 
 _PAIRS = 8

@@ -20,7 +20,9 @@ from train.data import EvaluationPhotos, Normaliser, evaluation_loader
 from train.distributed import ALONE, World
 from train.engine import session
 from train.graph import resnet_graph
-from train.loop import Epoch, Loader, Outcome, Predictions, print_epoch
+from train.outcome import Epoch, Outcome
+from train.predictions import Loader, Predictions
+from train.progress import print_epoch
 from train.recipe import build_optimizer, rate_factor, set_rates
 from train.stop import STOP
 from train.workers import usable_cores

@@ -35,8 +35,10 @@ from train.distributed import ALONE, World
 from train.doctor import Findings, table
 from train.export import build_network, write_artifact
 from train.head import Features, extract, fit_head, warm_up_head
-from train.loop import Outcome, Predictions, Setting, Trainer, predict
+from train.loop import Setting, Trainer
 from train.model import build_resnet, load_pretrained, quiet_branches
+from train.outcome import Outcome
+from train.predictions import Predictions, predict
 from train.quantization import LEAST_PHOTOS, answers, judge, quantize
 from train.recipe import class_weights
 from train.results import Results

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from container import contract
-from container.contract import Metric
 from container.errors import TrainingError
 from train.checkpoint import Checkpoint, load_newest, save_checkpoint
 from train.config import TrainConfig
 from train.data import Normaliser, TrainingBatches
 from train.distributed import ALONE, World
+from train.outcome import Epoch, Outcome, State
+from train.predictions import Loader, Predictions
+from train.progress import Clock, print_epoch, progress, steps_profiler
 from train.recipe import (
     MovingAverage,
     autocast_type,
@@ -37,70 +33,8 @@ from train.recipe import (
 )
 from train.stop import STOP
 
-Loader = DataLoader[tuple[Tensor, Tensor]]
-State = dict[str, Tensor]
-
 # Steps in a row whose gradients are not numbers, after which training is given up. float16 may skip some at its start.
 _MAX_BAD_STEPS: Final = 20
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """A network's answers for a set of photos: logits (photos, classes) and labels (photos,)."""
-
-    logits: npt.NDArray[np.float32]
-    labels: npt.NDArray[np.int64]
-
-    @property
-    def accuracy(self) -> float:
-        """Share of photos whose highest logit is the right one."""
-        return float((self.logits.argmax(1) == self.labels).mean())
-
-    @property
-    def loss(self) -> float:
-        """Mean cross-entropy over the photos, whatever the batches were."""
-        return float(functional.cross_entropy(torch.from_numpy(self.logits).double(), torch.from_numpy(self.labels)))
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """The figures of one pass; `waiting` is the share of its time that was spent waiting for photos."""
-
-    number: int
-    train_loss: float
-    train_accuracy: float
-    validation_loss: float
-    validation_accuracy: float
-    images_per_second: float
-    seconds: float
-    waiting: float = 0.0
-
-    def better_than(self, other: Epoch | None) -> bool:
-        if other is None:
-            return True
-        mine, theirs = self.validation_accuracy, other.validation_accuracy
-        return mine > theirs or (mine == theirs and self.validation_loss < other.validation_loss)
-
-
-@dataclass
-class Outcome:
-    """What a phase of training leaves: the weights to keep, on the CPU, and what is known of them."""
-
-    state: State = field(default_factory=dict)
-    found: Predictions | None = None  # Validation's answers with these weights, where they are at hand.
-    epochs: list[Epoch] = field(default_factory=list)
-    best: Epoch | None = None
-    steps: int = 0
-
-    def record(self, epoch: Epoch, weights: Callable[[], State], found: Predictions) -> None:
-        """Add an epoch, and keep its weights and answers if they are the best so far."""
-        self.epochs.append(epoch)
-        if epoch.better_than(self.best):
-            self.best, self.state, self.found = epoch, weights(), found
-
-    @property
-    def epochs_since_best(self) -> int:
-        return self.epochs[-1].number - self.best.number if self.best and self.epochs else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,85 +265,3 @@ def _parallel(model: nn.Module, world: World) -> nn.Module:
         synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return DistributedDataParallel(synchronised, device_ids=[world.local_rank])
     return DistributedDataParallel(model, forward_sync_buffers=False)
-
-
-class Clock:
-    """How long a loop waits for its next item."""
-
-    def __init__(self) -> None:
-        self.waited = 0.0
-
-    def waits(self, items: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-        iterator = iter(items)
-        while True:
-            started = time.perf_counter()
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
-            finally:
-                self.waited += time.perf_counter() - started
-            yield item
-
-
-def steps_profiler(folder: Path | None, steps: int = 3) -> Callable[[], None]:
-    """What to call after each step: traces some early ones, if there is a folder to put the trace in."""
-    if folder is None:
-        return lambda: None
-    profiler = torch.profiler.profile(
-        schedule=torch.profiler.schedule(wait=0, warmup=1, active=steps, repeat=1),
-        on_trace_ready=lambda trace: trace.export_chrome_trace(str(folder / "trace.json")),
-    )
-    profiler.start()
-    left = iter(range(1 + steps))
-
-    def after_step() -> None:
-        if next(left, None) is not None:
-            profiler.step()
-
-    return after_step
-
-
-@torch.inference_mode()
-def predict(model: nn.Module, loader: Loader, normalise: Normaliser, *, world: World = ALONE) -> Predictions:
-    """Answer for every photo of all processes' loaders once, rank after rank; leaves early where the job is to stop."""
-    model.eval()
-    logits: list[Tensor] = []
-    labels: list[Tensor] = []
-    for photos, truth in loader:
-        logits.append(model(normalise(photos)).float().cpu())
-        labels.append(truth)
-        if STOP.requested():
-            break
-    own = (torch.cat(logits).numpy(), torch.cat(labels).numpy()) if logits else None
-    parts = [part for part in world.gather(own) if part is not None]
-    return Predictions(np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]))
-
-
-def print_epoch(epoch: Epoch, outcome: Outcome, *, config: TrainConfig) -> None:
-    """One line for people, then one metric a line for SageMaker."""
-    print(
-        f"epoch {epoch.number}/{config.epochs}: "
-        f"training loss {epoch.train_loss:.4f}, accuracy {epoch.train_accuracy:.4f}; "
-        f"validation loss {epoch.validation_loss:.4f}, accuracy {epoch.validation_accuracy:.4f}; "
-        f"{epoch.images_per_second:.1f} images/s, {epoch.seconds:.1f} s, {epoch.waiting:.0%} of it waiting for data",
-        flush=True,
-    )
-    report(contract.TRAIN_LOSS, epoch.train_loss)
-    report(contract.TRAIN_ACCURACY, epoch.train_accuracy)
-    report(contract.TRAIN_IMAGES_PER_SECOND, epoch.images_per_second)
-    report(contract.VALIDATION_LOSS, epoch.validation_loss)
-    report(contract.VALIDATION_ACCURACY, epoch.validation_accuracy)
-    report(contract.VALIDATION_BEST_ACCURACY, (outcome.best or epoch).validation_accuracy)
-
-
-def report(metric: Metric, value: float) -> None:
-    """Print a figure alone on a line, where SageMaker's regexes look for it."""
-    print(metric.line(value), flush=True)
-
-
-def progress(loader: Loader, title: str, *, shown: bool = True) -> Iterable[tuple[Tensor, Tensor]]:
-    """A bar for a person at a terminal; logs get none, since a log keeps every one of its redraws."""
-    hidden = not (shown and sys.stderr.isatty())
-    bar: Iterable[tuple[Tensor, Tensor]] = tqdm(loader, desc=title, unit="batch", leave=False, disable=hidden)
-    return bar

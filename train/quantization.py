@@ -19,7 +19,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from container.preprocessing import Float32Array, Preprocessing, preprocess
 from train.channels import Photo
 from train.engine import session
-from train.loop import Predictions
+from train.predictions import Predictions
 
 CALIBRATION_PHOTOS: Final = 64
 # int8 is not judged on fewer: a single photo would be more than half a point.

@@ -8,7 +8,8 @@ from container import contract
 from train.calibration import Calibration
 from train.channels import Photo
 from train.export import Networks
-from train.loop import Outcome, Predictions
+from train.outcome import Outcome
+from train.predictions import Predictions
 from train.quantization import Verdict
 
 

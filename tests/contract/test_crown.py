@@ -20,8 +20,8 @@ from tests.support import odd_photos
 from tests.training import SMALL, arguments, run_train, write_digits
 from train.channels import Photo
 from train.data import EvaluationPhotos, Normaliser, evaluation_loader
-from train.loop import predict
 from train.model import build_resnet
+from train.predictions import predict
 
 Logits = npt.NDArray[np.float32]
 

@@ -18,8 +18,9 @@ from train.checkpoint import Checkpoint, discard_staged, load_newest, save_check
 from train.config import TrainConfig
 from train.distributed import ALONE
 from train.job import Job, setting_of
-from train.loop import Epoch, Outcome, Trainer
+from train.loop import Trainer
 from train.model import build_resnet
+from train.outcome import Epoch, Outcome
 from train.sets import JobSets
 from train.stop import STOP
 

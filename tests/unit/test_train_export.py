@@ -19,8 +19,8 @@ from train.channels import Photo
 from train.config import TrainConfig
 from train.data import EvaluationPhotos, Normaliser, evaluation_loader
 from train.export import Networks, build_network, check_loadable, write_artifact
-from train.loop import predict
 from train.model import build_resnet
+from train.predictions import predict
 
 SPEC = Preprocessing.for_image_size(32)
 CONFIG = TrainConfig(architecture="resnet18", pretrained=False, image_size=32)

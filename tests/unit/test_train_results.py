@@ -22,8 +22,9 @@ from train.engine import session
 from train.figures import Figures, collect
 from train.graph import resnet_graph
 from train.heatmap import activation_map, overlay
-from train.loop import Epoch, Outcome, Predictions
 from train.model import build_resnet
+from train.outcome import Epoch, Outcome
+from train.predictions import Predictions
 from train.quantization import LEAST_PHOTOS, answers, judge, quantize
 from train.report import write_report
 from train.results import Results

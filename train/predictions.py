@@ -1,0 +1,52 @@
+"""A network's answers for a set of photos."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from train.data import Normaliser
+from train.distributed import ALONE, World
+from train.stop import STOP
+
+Loader = DataLoader[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A network's answers for a set of photos: logits (photos, classes) and labels (photos,)."""
+
+    logits: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of photos whose highest logit is the right one."""
+        return float((self.logits.argmax(1) == self.labels).mean())
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy over the photos, whatever the batches were."""
+        return float(functional.cross_entropy(torch.from_numpy(self.logits).double(), torch.from_numpy(self.labels)))
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, loader: Loader, normalise: Normaliser, *, world: World = ALONE) -> Predictions:
+    """Answer for every photo of all processes' loaders once, rank after rank; leaves early where the job is to stop."""
+    model.eval()
+    logits: list[Tensor] = []
+    labels: list[Tensor] = []
+    for photos, truth in loader:
+        logits.append(model(normalise(photos)).float().cpu())
+        labels.append(truth)
+        if STOP.requested():
+            break
+    own = (torch.cat(logits).numpy(), torch.cat(labels).numpy()) if logits else None
+    parts = [part for part in world.gather(own) if part is not None]
+    return Predictions(np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]))
