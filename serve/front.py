@@ -162,11 +162,10 @@ frontend api
 
 {_lines(_paths(config))}
     acl known path /ping /info /metrics /openapi.json /execution-parameters
-    acl reads path /info /metrics /openapi.json /execution-parameters
+    acl reads path /ping /info /metrics /openapi.json /execution-parameters
     acl ping path /ping
     acl invocations var(txn.invocation) -m found
-    acl get method GET
-    acl head method HEAD
+    acl get method GET HEAD
     acl post method POST
     acl offered req.hdr(content-type),field(1,;),lower,regsub([[:space:]]+,,g) -m str {types}
 
@@ -231,8 +230,7 @@ def _refusals(config: FrontConfig) -> list[str]:
             f"known paths are /ping, /info, /metrics, /openapi.json, /execution-parameters, {inference}",
             "unless known",
         ),
-        _refuse(405, "method_not_allowed", "use GET", "if ping !get !head", allow="GET, HEAD"),
-        _refuse(405, "method_not_allowed", "use GET", "if reads !get", allow="GET"),
+        _refuse(405, "method_not_allowed", "use GET", "if reads !get", allow="GET, HEAD"),
         _refuse(405, "method_not_allowed", "use POST", "if invocations !post", allow="POST"),
         *(managed if config.multi_model else []),
         _refuse(
@@ -310,7 +308,6 @@ frontend figures
 backend ping
     timeout server 1500ms
     http-request set-uri /health
-    http-request set-method GET  # Control's answer has no body, as one to HEAD must have none.
     server control {config.control}
 
 backend control
