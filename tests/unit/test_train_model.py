@@ -15,8 +15,8 @@ from torchvision.models.resnet import ResNet
 from container.errors import WeightsError
 from train.config import ARCHITECTURES, TrainConfig
 from train.graph import resnet_graph
-from train.loop import build_optimizer, rate_factor
 from train.model import build_resnet, load_pretrained, read_state_dict
+from train.recipe import build_optimizer, rate_factor
 
 
 def lived_in(architecture: str, *, num_classes: int = 3) -> ResNet:
@@ -131,7 +131,7 @@ def test_a_download_that_fails_names_the_three_ways(tmp_path: Path, monkeypatch:
 
 def test_pretrained_layers_learn_slowly_and_norms_do_not_decay() -> None:
     config = TrainConfig(architecture="resnet18", learning_rate=1e-2, weight_decay=0.1)
-    groups = build_optimizer(build_resnet("resnet18", 2), config).param_groups
+    groups = build_optimizer(build_resnet("resnet18", 2), config, global_batch=32).param_groups
     settings = {(round(group["lr"], 6), group["weight_decay"]) for group in groups}
     assert settings == {(1e-3, 0.1), (1e-3, 0.0), (1e-2, 0.1), (1e-2, 0.0)}
 

@@ -1,0 +1,185 @@
+#!/usr/bin/env bash
+# Build the image, push it to Amazon ECR under the git revision, and print its digest URI alone on the last line.
+set -euo pipefail
+
+usage() {
+  cat >&2 <<'TEXT'
+usage: ./build_and_push.sh [--dirty] [TAG] [-- BUILD_OPTION…]
+
+  TAG            a second tag beside the git revision: dev, staging, prod and latest may move, any other is immutable
+  --dirty        build from a tree with uncommitted changes, tagged REVISION-dirty-HASH
+  BUILD_OPTION   handed to `docker build` as it is, e.g. -- --build-arg DEVICE=cuda
+
+environment
+  AWS_PROFILE, AWS_REGION   as the aws command reads them
+  KENNEL_REPOSITORY         name of the ECR repository (default: kennel)
+  KENNEL_KMS_KEY            a KMS key of your own for the repository (default: AWS's AES-256)
+  CONTAINER_ENGINE          docker or podman (default: the one that is installed, docker first)
+  PLATFORM                  default linux/amd64; linux/arm64 for Graviton
+
+Safe to repeat: a revision that is already there is not built again. Progress goes to standard error.
+TEXT
+  exit "$1"
+}
+
+readonly REPOSITORY=${KENNEL_REPOSITORY:-kennel}
+readonly MOVING_TAGS='dev staging prod latest'
+readonly LIFECYCLE='{"rules":[{"rulePriority":1,"description":"untagged images only","selection":{"tagStatus":"untagged","countType":"sinceImagePushed","countUnit":"days","countNumber":14},"action":{"type":"expire"}}]}'
+SECRETS=$(mktemp -d)
+trap 'rm -rf "$SECRETS"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+say() { printf '%s\n' "$*" >&2; }
+die() {
+  say "build_and_push: $*"
+  exit 1
+}
+
+# attempt WHAT COMMAND…: run it, and on failure say what was attempted and what it answered.
+attempt() {
+  local what=$1
+  shift
+  "$@" 2>"$SECRETS/stderr" || die "$what failed: $(tail -n 5 "$SECRETS/stderr")"
+}
+
+parse_arguments() {
+  allow_dirty=no tag='' build_options=()
+  while (($#)); do
+    case $1 in
+      -h | --help) usage 0 ;;
+      --dirty) allow_dirty=yes ;;
+      --) shift && build_options=("$@") && return ;;
+      -*) say "build_and_push: unknown option '$1'" && usage 2 ;;
+      *) [[ -z $tag ]] || usage 2; tag=$1 ;;
+    esac
+    shift
+  done
+  [[ -z $tag || $tag =~ ^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$ ]] || die "'$tag' is no tag: letters, digits, '_', '.' and '-', at most 128"
+}
+
+choose_engine() {
+  engine=${CONTAINER_ENGINE:-}
+  [[ -n $engine ]] || engine=$(command -v docker || command -v podman) || die 'neither docker nor podman is installed'
+  "$engine" info >/dev/null 2>&1 || die "'$engine info' fails: start the engine, or choose another with CONTAINER_ENGINE"
+  case $("$engine" --version) in *odman*) engine_kind=podman ;; *) engine_kind=docker ;; esac
+  command -v aws >/dev/null || die 'the aws command is missing: pip install awscli'
+}
+
+# The revision names the image, so the tree must be the revision.
+find_revision() {
+  revision=$(git rev-parse --short=12 HEAD 2>/dev/null) || die 'this folder is no git repository with a commit: the revision names the image'
+  [[ -n $(git status --porcelain) ]] || return 0
+  [[ $allow_dirty == yes ]] || die 'the tree has uncommitted changes: commit them, or pass --dirty'
+  local change
+  change=$( (git diff HEAD --binary && git ls-files --others --exclude-standard -z | xargs -0 -r sha256sum) | sha256sum)
+  revision+=-dirty-${change:0:12}
+}
+
+find_repository() {
+  attempt 'asking AWS who you are (aws sts get-caller-identity)' aws sts get-caller-identity --output json >/dev/null
+  repository_uri >"$SECRETS/uri" 2>"$SECRETS/stderr" || create_repository
+  uri=$(repository_uri)
+  registry=${uri%%/*}
+  aws ecr get-lifecycle-policy --repository-name "$REPOSITORY" >/dev/null 2>&1 ||
+    attempt 'setting the lifecycle policy' aws ecr put-lifecycle-policy --repository-name "$REPOSITORY" \
+      --lifecycle-policy-text "$LIFECYCLE" >/dev/null
+}
+
+repository_uri() {
+  aws ecr describe-repositories --repository-names "$REPOSITORY" --query 'repositories[0].repositoryUri' --output text
+}
+
+create_repository() {
+  grep -q RepositoryNotFoundException "$SECRETS/stderr" || die "looking up repository '$REPOSITORY' failed: $(<"$SECRETS/stderr")"
+  say "creating ECR repository '$REPOSITORY'"
+  local filters=() moving encryption='encryptionType=AES256'
+  for moving in $MOVING_TAGS; do filters+=("filterType=WILDCARD,filter=$moving"); done
+  [[ -z ${KENNEL_KMS_KEY:-} ]] || encryption="encryptionType=KMS,kmsKey=$KENNEL_KMS_KEY"
+  attempt "creating repository '$REPOSITORY'" aws ecr create-repository --repository-name "$REPOSITORY" \
+    --image-tag-mutability IMMUTABLE_WITH_EXCLUSION --image-tag-mutability-exclusion-filters "${filters[@]}" \
+    --image-scanning-configuration scanOnPush=true --encryption-configuration "$encryption" >/dev/null
+}
+
+# digest_of TAG: the digest that ECR holds under it; nothing where there is none.
+digest_of() {
+  aws ecr describe-images --repository-name "$REPOSITORY" --image-ids "imageTag=$1" \
+    --query 'imageDetails[0].imageDigest' --output text 2>"$SECRETS/stderr" ||
+    grep -q ImageNotFoundException "$SECRETS/stderr" || die "looking up '$REPOSITORY:$1' failed: $(<"$SECRETS/stderr")"
+}
+
+# Credentials go to a folder that ends with this script; what engine to talk to is still read from yours.
+log_in() {
+  if [[ $engine_kind == docker && -z ${DOCKER_HOST:-} ]]; then
+    DOCKER_HOST=$("$engine" context inspect --format '{{.Endpoints.docker.Host}}') && export DOCKER_HOST
+  fi
+  export DOCKER_CONFIG=$SECRETS REGISTRY_AUTH_FILE=$SECRETS/auth.json
+  attempt 'asking ECR for a login' aws ecr get-login-password >"$SECRETS/password"
+  attempt "logging in to $registry" "$engine" login --username AWS --password-stdin "$registry" <"$SECRETS/password" >/dev/null
+  rm -f "$SECRETS/password"
+}
+
+# SageMaker refuses an image index, which BuildKit makes to attach its provenance; podman's own format is refused too.
+build() {
+  local format=()
+  [[ $engine_kind == docker ]] || format=(--format docker)
+  say "building $uri:$revision"
+  BUILDX_NO_DEFAULT_ATTESTATIONS=1 DOCKER_BUILDKIT=1 "$engine" build --platform "${PLATFORM:-linux/amd64}" \
+    ${format[@]+"${format[@]}"} --file container/Dockerfile --tag "$uri:$revision" \
+    --label "org.opencontainers.image.revision=$revision" ${build_options[@]+"${build_options[@]}"} . >&2 ||
+    die 'the build failed: its last lines are above'
+}
+
+push() {
+  say "pushing $uri:$1"
+  if [[ $engine_kind == podman ]]; then
+    attempt "pushing $uri:$1" "$engine" push --digestfile "$SECRETS/digest" "$uri:$1" >&2
+    return
+  fi
+  attempt "pushing $uri:$1" "$engine" push "$uri:$1" >&2
+  "$engine" image inspect --format '{{range .RepoDigests}}{{println .}}{{end}}' "$uri:$1" |
+    sed -n "s|^$uri@||p" | head -n 1 >"$SECRETS/digest"
+}
+
+build_and_push() {
+  build
+  log_in
+  push "$revision"
+  digest=$(<"$SECRETS/digest")
+  if [[ -n $tag ]]; then
+    "$engine" tag "$uri:$revision" "$uri:$tag" && push "$tag"
+  fi
+}
+
+# Give a revision that ECR holds already its second tag, without pulling it.
+move_tag() {
+  [[ -n $tag ]] || return 0
+  local tagged
+  tagged=$(digest_of "$tag")
+  [[ $tagged != "$digest" ]] || return 0
+  say "tagging $revision as $tag"
+  aws ecr batch-get-image --repository-name "$REPOSITORY" --image-ids "imageTag=$revision" \
+    --query 'images[0].imageManifest' --output text >"$SECRETS/manifest" || die "reading the manifest of $revision failed"
+  # --output text adds one newline, which the substitution takes off again; ECR refuses a manifest of another digest.
+  attempt "tagging $revision as '$tag' (a tag other than: $MOVING_TAGS; never moves)" \
+    aws ecr put-image --repository-name "$REPOSITORY" --image-tag "$tag" \
+    --image-digest "$digest" --image-manifest "$(<"$SECRETS/manifest")" >/dev/null
+}
+
+main() {
+  parse_arguments "$@"
+  cd "$(dirname "${BASH_SOURCE[0]}")"
+  choose_engine
+  find_revision
+  find_repository
+  digest=$(digest_of "$revision")
+  if [[ -n $digest ]]; then
+    say "$uri:$revision is there already"
+    move_tag
+  else
+    build_and_push
+  fi
+  printf '%s\n' "$uri@$digest"
+}
+
+main "$@"

@@ -1,0 +1,1 @@
+"""The commands of `python -m deploy`: what each asks, shows and then does."""

@@ -1,0 +1,102 @@
+"""Whether this laptop and account are ready: credentials, region, tools, limits."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from deploy import quotas, stacks
+from deploy.aws import Aws
+from deploy.datasets import require_private_bucket
+from deploy.errors import DeployError
+
+# Lambda keeps this many concurrent calls unreserved; a new account may have no more than these in all.
+_UNRESERVED = 100
+
+
+@dataclass(frozen=True)
+class Finding:
+    what: str
+    fine: bool
+    words: str
+
+
+def examine(aws: Aws) -> list[Finding]:
+    """All checks, each on its own: one that fails does not hide another."""
+    checks: dict[str, Callable[[Aws], str]] = {
+        "credentials": _credentials,
+        "container engine": _engine,
+        "base stack": _base_stack,
+        "bucket": _bucket,
+        "quota for training": _training_quota,
+        "quota for the endpoint": _endpoint_quota,
+        "concurrency for the function": _concurrency,
+    }
+    return [_checked(what, check, aws) for what, check in checks.items()]
+
+
+def require_credentials(aws: Aws) -> None:
+    """The cheapest check of all, before anything else is tried."""
+    _credentials(aws)
+
+
+def _checked(what: str, check: Callable[[Aws], str], aws: Aws) -> Finding:
+    try:
+        return Finding(what, True, check(aws))
+    except DeployError as error:
+        return Finding(what, False, str(error))
+
+
+def _credentials(aws: Aws) -> str:
+    return f"account {aws.account}, region {aws.profile.region}"
+
+
+def _engine(_: Aws) -> str:
+    for engine in ("docker", "podman"):
+        if shutil.which(engine) and subprocess.run([engine, "info"], capture_output=True).returncode == 0:
+            return f"{engine} answers"
+    raise DeployError("neither docker nor podman answers: build_and_push.sh and `tune` need one of them")
+
+
+def _base_stack(aws: Aws) -> str:
+    stack = stacks.describe(aws, aws.profile.base_stack)
+    if stack is None:
+        raise DeployError(f"stack '{aws.profile.base_stack}' is not there: `base apply` makes bucket and roles")
+    return f"{aws.profile.base_stack} is {stack['StackStatus']}"
+
+
+def _bucket(aws: Aws) -> str:
+    require_private_bucket(aws)
+    return f"{aws.bucket} is private"
+
+
+def _training_quota(aws: Aws) -> str:
+    training = aws.profile.training
+    return quotas.require_sagemaker(
+        aws, training.instance_type, use="training job", count=training.instances, spot=training.spot
+    )
+
+
+def _endpoint_quota(aws: Aws) -> str:
+    endpoint = aws.profile.endpoint
+    if endpoint.variant == "serverless":
+        return "a serverless endpoint uses none"
+    # A blue/green update holds the old fleet and the new one at the same time.
+    return quotas.require_sagemaker(aws, endpoint.instance_type, use="endpoint", count=2 * endpoint.max_instances)
+
+
+def _concurrency(aws: Aws) -> str:
+    function = aws.profile.function
+    if not function.enabled:
+        return "no function in this profile"
+    limits = aws.call("lambda", "get_account_settings")["AccountLimit"]
+    free, needed = limits["UnreservedConcurrentExecutions"], function.reserved_concurrency + _UNRESERVED
+    if free < needed and limits["ConcurrentExecutions"] < needed:
+        raise DeployError(
+            f"the account may run {limits['ConcurrentExecutions']} functions at a time; reserving "
+            f"{function.reserved_concurrency} must leave {_UNRESERVED}: ask Service Quotas for 1,000 'Concurrent "
+            "executions' of Lambda (it costs nothing), or set function.enabled = false until then"
+        )
+    return f"{free} concurrent calls are free; {function.reserved_concurrency} will be reserved"

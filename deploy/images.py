@@ -1,0 +1,55 @@
+"""The image in ECR, named by what cannot change: its digest."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from deploy.aws import Aws
+from deploy.errors import DeployError
+
+_DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
+
+
+def image_uri(aws: Aws, tag: str) -> str:
+    """REPOSITORY@sha256:… of a tag; a full digest URI is returned as it is."""
+    if _DIGEST.fullmatch(tag):
+        return tag
+    repository = aws.profile.repository
+    found = aws.found("ecr", "describe_repositories", "RepositoryNotFoundException", repositoryNames=[repository])
+    if found is None:
+        raise DeployError(f"repository '{repository}' is not in ECR of {aws.profile.region}: ./build_and_push.sh {tag}")
+    answer = aws.found(
+        "ecr", "describe_images", "ImageNotFoundException", repositoryName=repository, imageIds=[{"imageTag": tag}]
+    )
+    if answer is None:
+        raise DeployError(
+            f"image '{repository}:{tag}' is not in ECR of {aws.profile.region}: ./build_and_push.sh {tag}"
+        )
+    return f"{found['repositories'][0]['repositoryUri']}@{answer['imageDetails'][0]['imageDigest']}"
+
+
+def description(image: str, *, file: Path | None = None, engine: str | None = None) -> dict[str, Any]:
+    """What the image says of itself (`train --describe`): metric definitions, objective, parameter ranges."""
+    text = file.read_text() if file else _ask(image, engine or shutil.which("docker") or shutil.which("podman"))
+    try:
+        answer = json.loads(text)
+        return {key: answer[key] for key in ("metric_definitions", "objective", "parameter_ranges")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DeployError(
+            f"the description of {image} cannot be used ({error}): is it what `train --describe` printed?"
+        ) from error
+
+
+def _ask(image: str, engine: str | None) -> str:
+    hint = "give --description FILE with what `train --describe` prints in the image"
+    if engine is None:
+        raise DeployError(f"asking {image} for its tuning ranges needs docker or podman; or {hint}")
+    done = subprocess.run([engine, "run", "--rm", image, "train", "--describe"], capture_output=True, text=True)
+    if done.returncode:
+        raise DeployError(f"`{engine} run {image} train --describe` failed: {done.stderr.strip()[-500:]}\n{hint}")
+    return done.stdout

@@ -1,0 +1,151 @@
+"""How much an endpoint or a container holds: requests a second within a latency bound, found by raising the load."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx
+
+from deploy.aws import Aws
+from deploy.endpoint import SAFETY_FACTOR, scaling_target
+from deploy.errors import AwsError, DeployError
+from deploy.pricing import HOURS_A_MONTH, load_prices, provisioned_month
+
+# Sends one photo; returns whether it was answered.
+Send = Callable[[bytes], bool]
+_CLIENTS = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One load: `clients` callers, each sending its next photo when the last is answered."""
+
+    clients: int
+    requests: int
+    errors: int
+    requests_per_s: float
+    p50_ms: float
+    p99_ms: float
+
+    def within(self, bound_ms: float) -> bool:
+        return self.p99_ms <= bound_ms and self.errors == 0
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """What a measured capacity means for a stated traffic."""
+
+    scaling_target: int
+    instances: int
+    provisioned_concurrency: int
+    reserved_concurrency: int
+    dollars_a_month: float | None
+
+
+def run(send: Send, photos: Sequence[bytes], *, bound_ms: float, seconds: float, say: Callable[[Round], None]) -> Round:
+    """Raise the number of clients until the bound breaks; the best round within it.
+
+    Raises DeployError where not even one client is served within the bound.
+    """
+    best: Round | None = None
+    for clients in _CLIENTS:
+        found = measure(send, photos, clients=clients, seconds=seconds)
+        say(found)
+        if not found.within(bound_ms):
+            break
+        if best is None or found.requests_per_s > best.requests_per_s:
+            best = found
+    if best is None:
+        raise DeployError(
+            f"with one client p99 is {found.p99_ms:.0f} ms with {found.errors} errors: no load fits {bound_ms:g} ms; "
+            "raise --latency-ms, or take a faster machine"
+        )
+    return best
+
+
+def measure(send: Send, photos: Sequence[bytes], *, clients: int, seconds: float) -> Round:
+    """One round of `seconds` with that many clients."""
+    order, lock = itertools.cycle(photos), threading.Lock()
+    begin = time.perf_counter()
+
+    def client() -> tuple[list[float], int]:
+        times, errors = [], 0
+        while (start := time.perf_counter()) < begin + seconds:
+            with lock:
+                photo = next(order)
+            errors += not send(photo)
+            times.append((time.perf_counter() - start) * 1000)
+        return times, errors
+
+    with ThreadPoolExecutor(clients) as pool:
+        results = [future.result() for future in [pool.submit(client) for _ in range(clients)]]
+    elapsed = time.perf_counter() - begin
+    times = sorted(itertools.chain.from_iterable(found for found, _ in results))
+    errors = sum(count for _, count in results)
+    return Round(clients, len(times), errors, len(times) / elapsed, percentile(times, 50), percentile(times, 99))
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The nearest-rank percentile of sorted values."""
+    return ordered[max(0, math.ceil(len(ordered) * share / 100) - 1)]
+
+
+@contextmanager
+def to_container(url: str) -> Iterator[Send]:
+    """To a container's own port, e.g. http://127.0.0.1:8080. Raises DeployError where its /ping is not 200."""
+    limits = httpx.Limits(max_connections=max(_CLIENTS))
+    with httpx.Client(base_url=url, timeout=70, trust_env=False, limits=limits) as client:
+
+        def send(photo: bytes) -> bool:
+            headers = {"Content-Type": "application/x-image"}
+            try:
+                return client.post("/invocations", content=photo, headers=headers).is_success
+            except httpx.HTTPError:
+                return False
+
+        try:
+            client.get("/ping").raise_for_status()
+        except httpx.HTTPError as error:
+            where = f"{url}/ping does not answer 200 ({error})"
+            raise DeployError(f"{where}: is the container up and its model loaded?") from error
+        yield send
+
+
+@contextmanager
+def to_endpoint(aws: Aws) -> Iterator[Send]:
+    """To the profile's endpoint, through AWS. What the laptop's own network adds is in the figures."""
+    aws.client("sagemaker-runtime")
+
+    def send(photo: bytes) -> bool:
+        request = {"EndpointName": aws.profile.prefix, "Body": photo, "ContentType": "application/x-image"}
+        try:
+            aws.call("sagemaker-runtime", "invoke_endpoint", **request)["Body"].read()
+        except AwsError:
+            return False
+        return True
+
+    yield send
+
+
+def size(found: Round, *, peak_per_s: float, instance_type: str, memory_mb: int = 512) -> Sizing:
+    """What follows from the round for a traffic whose peak is `peak_per_s`.
+
+    Instances run at the safety factor of the scaling rule. Concurrency is Little's law, calls a second x seconds a
+    call: at p50 for what is kept warm, at p99 and twice the peak for the cap.
+    """
+    instances = max(1, math.ceil(peak_per_s / (found.requests_per_s * SAFETY_FACTOR)))
+    provisioned = max(1, math.ceil(peak_per_s * found.p50_ms / 1000))
+    reserved = max(provisioned, math.ceil(2 * peak_per_s * found.p99_ms / 1000))
+    machine = load_prices().machine(instance_type)
+    month = None
+    if machine:
+        warm = provisioned_month(provisioned, memory_mb=memory_mb)
+        month = instances * machine.sagemaker_hour * HOURS_A_MONTH + warm
+    return Sizing(scaling_target(found.requests_per_s), instances, provisioned, reserved, month)

@@ -1,0 +1,59 @@
+"""Quotas, asked before a job needs them: GPU instances start at zero in a new account."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from deploy.aws import Aws
+from deploy.errors import AwsError, DeployError
+from deploy.pricing import load_prices
+
+
+def sagemaker_quota_name(instance_type: str, *, use: str, spot: bool = False) -> str:
+    """Service Quotas' own words, e.g. `ml.g4dn.xlarge for spot training job usage`."""
+    return f"{instance_type} for {'spot ' if spot else ''}{use} usage"
+
+
+def require_sagemaker(aws: Aws, instance_type: str, *, use: str, count: int, spot: bool = False) -> str:
+    """Raise where the quota is below `count`; else say what was found. `use`: training job, endpoint, ..."""
+    return _require(aws, "sagemaker", sagemaker_quota_name(instance_type, use=use, spot=spot), count)
+
+
+def require_ec2(aws: Aws, instance_type: str, *, spot: bool = False) -> str:
+    """As `require_sagemaker`; EC2 counts vCPUs of a family of types."""
+    gpu = instance_type[0] in "gv"
+    family = (
+        ("All G and VT Spot Instance Requests" if spot else "Running On-Demand G and VT instances")
+        if gpu
+        else (
+            "All Standard (A, C, D, H, I, M, R, T, Z) Spot Instance Requests"
+            if spot
+            else "Running On-Demand Standard (A, C, D, H, I, M, R, T, Z) instances"
+        )
+    )
+    machine = load_prices().machine(instance_type)
+    return _require(aws, "ec2", family, machine.vcpus if machine else 1)
+
+
+def _require(aws: Aws, service: str, name: str, count: int) -> str:
+    try:
+        quota = next((entry for entry in _quotas(aws, service) if entry["QuotaName"] == name), None)
+    except AwsError as error:
+        return f"quota '{name}' could not be read ({error.aws_code}); AWS will say if it is too low"
+    if quota is None:
+        return f"quota '{name}' is not listed by Service Quotas; AWS will say if it is too low"
+    if quota["Value"] < count:
+        raise DeployError(
+            f"quota '{name}' is {quota['Value']:g} in {aws.profile.region}; this needs {count}\n"
+            f"What to do: aws service-quotas request-service-quota-increase --service-code {service} "
+            f"--quota-code {quota['QuotaCode']} --desired-value {count} (answered in hours to days), "
+            "or take another type: `advise`"
+        )
+    return f"quota '{name}' is {quota['Value']:g}; this needs {count}"
+
+
+def _quotas(aws: Aws, service: str) -> Iterator[dict[str, Any]]:
+    """The account's own values, then AWS's defaults for what was never changed."""
+    yield from aws.pages("service-quotas", "list_service_quotas", "Quotas", ServiceCode=service)
+    yield from aws.pages("service-quotas", "list_aws_default_service_quotas", "Quotas", ServiceCode=service)

@@ -1,0 +1,94 @@
+#!/bin/bash
+# shellcheck disable=SC2154  # JOB, IMAGE and the rest are set by the lines before this file
+# What an EC2 instance does with its one job: data in, `docker run IMAGE train`, artifact out, and then its own end.
+# The lines that set JOB, IMAGE and the rest are put before this one (deploy/ec2.py).
+set -uo pipefail
+
+# Whatever happens below, even nothing: the instance ends itself, and a shut-down instance is a terminated one.
+shutdown -h "+$((MAX_MINUTES + 30))"
+
+export AWS_DEFAULT_REGION=$REGION
+readonly ML=$WORK/ml STREAM=$JOB
+stage=starting
+
+note() {
+  printf '%s\n' "$*"
+  local message=${*//\\/\\\\}
+  message=${message//\"/\\\"}
+  message=${message//$'\n'/ }
+  aws logs put-log-events --log-group-name "$LOG_GROUP" --log-stream-name "$STREAM/host" \
+    --log-events "[{\"timestamp\":$(date +%s%3N),\"message\":\"${message:0:4000}\"}]" >/dev/null
+}
+
+# The same layout that SageMaker leaves: JOB/output/{model.tar.gz,output.tar.gz,failure}.
+finish() {
+  local code=$?
+  trap - EXIT TERM
+  if ((code)); then
+    [[ -s $ML/output/failure ]] || printf 'failed while %s (exit code %s)' "$stage" "$code" >"$ML/output/failure"
+    note "FAILED: $(head -c 1024 "$ML/output/failure")"
+    aws s3 cp --only-show-errors "$ML/output/failure" "$OUTPUT/failure"
+  else
+    note "COMPLETED: $OUTPUT/model.tar.gz"
+  fi
+  aws s3 sync --only-show-errors "$ML/checkpoints" "$CHECKPOINTS"
+  shutdown -h now
+}
+
+pack() {
+  [[ -n $(ls -A "$1") ]] || return 0
+  tar -C "$1" -czf "$WORK/$2" . && aws s3 cp --only-show-errors "$WORK/$2" "$OUTPUT/$2"
+}
+
+# A spot instance is taken away without a word to us: what lies in S3 is at most a minute old.
+keep_checkpoints() {
+  while sleep 60; do
+    aws s3 sync --only-show-errors "$ML/checkpoints" "$CHECKPOINTS"
+  done
+}
+
+install_tools() {
+  command -v aws >/dev/null || dnf install -y awscli-2
+  command -v docker >/dev/null || dnf install -y docker
+  systemctl start docker
+}
+
+main() {
+  mkdir -p "$ML"/{input/config,input/data,model,checkpoints,output/data}
+  trap finish EXIT
+  trap 'exit 143' TERM
+  set -e
+
+  stage='installing docker'
+  docker info >/dev/null 2>&1 || install_tools
+  aws logs create-log-stream --log-group-name "$LOG_GROUP" --log-stream-name "$STREAM/host"
+
+  stage="pulling $IMAGE"
+  note "$stage"
+  aws ecr get-login-password | docker login --username AWS --password-stdin "${IMAGE%%/*}"
+  docker pull --quiet "$IMAGE"
+
+  stage='fetching data'
+  note "$stage"
+  local name
+  for name in "${!CHANNELS[@]}"; do
+    aws s3 sync --only-show-errors "${CHANNELS[$name]}" "$ML/input/data/$name"
+  done
+  aws s3 sync --only-show-errors "$CHECKPOINTS" "$ML/checkpoints"
+  printf '%s' "$HYPERPARAMETERS" >"$ML/input/config/hyperparameters.json"
+
+  # No network inside, as SageMaker's isolation has it: neither the internet nor the instance's credentials.
+  stage='training'
+  note "$stage"
+  keep_checkpoints &
+  # As SageMaker ends a job at its time-out: SIGTERM, two minutes to save the model, SIGKILL.
+  timeout --preserve-status --kill-after=120 "$((MAX_MINUTES * 60))" \
+    docker run --rm --network none --shm-size "$SHM_SIZE" "${DOCKER_OPTIONS[@]}" --volume "$ML:/opt/ml" "$IMAGE" train
+
+  stage='saving the model'
+  note "$stage"
+  pack "$ML/model" model.tar.gz
+  pack "$ML/output/data" output.tar.gz
+}
+
+main

@@ -1,0 +1,224 @@
+"""build_and_push.sh as it ships, against a real TLS registry under ECR's host name and moto's ECR."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import httpx
+import pytest
+
+from tests.aws.ecr_registry import CERTIFICATES, HOST, PASSWORD, ecr_registry, missing
+
+SCRIPT = Path(__file__).parents[2] / "build_and_push.sh"
+ENGINES = ("docker", "podman")
+
+
+def _engine(name: str) -> str | None:
+    """The path of an engine that works here. A docker client without BuildKit is passed over."""
+    for path in ("/usr/bin", *os.environ["PATH"].split(":")):
+        program = Path(path) / name
+        if program.exists() and subprocess.run([program, "info"], capture_output=True).returncode == 0:
+            return str(program)
+    return None
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if reason := missing():
+        pytest.skip(reason)
+    with ecr_registry(tmp_path_factory.mktemp("registry")) as host:
+        yield host
+    for program in filter(None, map(_engine, ENGINES)):
+        listed = subprocess.run([program, "images", "--quiet", f"{host}/kennel"], capture_output=True, text=True)
+        if images := set(listed.stdout.split()):
+            subprocess.run([program, "rmi", "--force", *images], capture_output=True, check=True)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A git repository with the script and an image of a few bytes."""
+    folder = tmp_path / "project"
+    (folder / "container").mkdir(parents=True)
+    shutil.copy(SCRIPT, folder)
+    (folder / "container/Dockerfile").write_text("FROM scratch\nCOPY photo /photo\n")
+    (folder / "photo").write_bytes(os.urandom(64))
+    _git(folder, "init", "--quiet")
+    _commit(folder)
+    return folder
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(["git", "-C", folder, *identity, *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def _commit(folder: Path) -> str:
+    _git(folder, "add", "--all")
+    _git(folder, "commit", "--quiet", "--message", "x")
+    return _git(folder, "rev-parse", "--short=12", "HEAD")
+
+
+def _push(
+    project: Path, env: dict[str, str], *arguments: str, engine: str = "docker", **more: str
+) -> subprocess.CompletedProcess[str]:
+    program = _engine(engine)
+    if program is None:
+        pytest.skip(f"no {engine} that answers `{engine} info` on this machine")
+    if not shutil.which("aws"):
+        pytest.skip("needs the aws command (awscli)")
+    scratch = project.parent / "tmp"
+    scratch.mkdir(exist_ok=True)
+    return subprocess.run(
+        [project / "build_and_push.sh", *arguments],
+        cwd="/",
+        env={**os.environ, **env, "CONTAINER_ENGINE": program, "TMPDIR": str(scratch), **more},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+
+
+def _manifest(tag: str) -> dict[str, Any]:
+    """What the registry holds under a tag: its manifest, the bytes as `body`, and the `digest`."""
+    answer = httpx.get(
+        f"https://{HOST}/v2/kennel/manifests/{tag}",
+        auth=("AWS", PASSWORD),
+        headers={"Accept": "application/vnd.docker.distribution.manifest.v2+json"},
+        verify=ssl.create_default_context(cafile=str(CERTIFICATES / "ca.crt")),
+        trust_env=False,
+    ).raise_for_status()
+    return {"digest": answer.headers["docker-content-digest"], "body": answer.text, **answer.json()}
+
+
+def _tell_moto(tag: str) -> None:
+    """moto does not see a push; the real ECR would."""
+    held = _manifest(tag)
+    boto3.client("ecr").put_image(
+        repositoryName="kennel", imageManifest=held["body"], imageDigest=held["digest"], imageTag=tag
+    )
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_push_prints_the_digest_that_the_registry_holds(
+    project: Path, aws_env: dict[str, str], registry: str, engine: str
+) -> None:
+    done = _push(project, aws_env, "staging", engine=engine)
+    assert done.returncode == 0, done.stderr
+    revision = _git(project, "rev-parse", "--short=12", "HEAD")
+    held = _manifest(revision)
+    assert done.stdout == f"{registry}/kennel@{held['digest']}\n"
+    assert _manifest("staging")["digest"] == held["digest"]
+    # One manifest, no index of manifests: SageMaker takes nothing else.
+    assert held["mediaType"] == "application/vnd.docker.distribution.manifest.v2+json"
+
+
+def test_the_repository_is_made_as_promised(project: Path, aws_env: dict[str, str], registry: str) -> None:
+    assert _push(project, aws_env).returncode == 0
+    ecr = boto3.client("ecr")
+    repository = ecr.describe_repositories(repositoryNames=["kennel"])["repositories"][0]
+    assert repository["imageTagMutability"] == "IMMUTABLE_WITH_EXCLUSION"
+    moving = {entry["filter"] for entry in repository["imageTagMutabilityExclusionFilters"]}
+    assert moving == {"dev", "staging", "prod", "latest"}
+    assert repository["imageScanningConfiguration"] == {"scanOnPush": True}
+    assert repository["encryptionConfiguration"]["encryptionType"] == "AES256"
+    policy = json.loads(ecr.get_lifecycle_policy(repositoryName="kennel")["lifecyclePolicyText"])
+    assert [rule["selection"]["tagStatus"] for rule in policy["rules"]] == ["untagged"]
+
+
+def test_a_revision_that_is_there_is_not_built_again(project: Path, aws_env: dict[str, str], registry: str) -> None:
+    first = _push(project, aws_env)
+    revision = _git(project, "rev-parse", "--short=12", "HEAD")
+    _tell_moto(revision)
+    again = _push(project, aws_env, "prod", "--", "--build-arg", "NEVER=read")
+    assert (again.returncode, again.stdout) == (0, first.stdout), again.stderr
+    assert "building" not in again.stderr
+    assert sorted(_images()[0]["imageTags"]) == sorted([revision, "prod"])
+
+
+@pytest.mark.slow
+def test_a_moving_tag_moves_and_another_stays(project: Path, aws_env: dict[str, str], registry: str) -> None:
+    first = _git(project, "rev-parse", "--short=12", "HEAD")
+    assert _push(project, aws_env).returncode == 0
+    _tell_moto(first)
+    assert _push(project, aws_env, "prod").returncode == 0
+    assert _push(project, aws_env, "v1").returncode == 0
+    (project / "photo").write_bytes(os.urandom(64))
+    second = _commit(project)
+    assert _push(project, aws_env).returncode == 0
+    _tell_moto(second)
+    assert _push(project, aws_env, "prod").returncode == 0
+    refused = _push(project, aws_env, "v1")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "never moves" in refused.stderr
+    held = {tag: image["imageDigest"] for image in _images() for tag in image["imageTags"]}
+    assert held["prod"] == held[second] != held[first] == held["v1"]
+
+
+def _images() -> list[dict[str, Any]]:
+    return list(boto3.client("ecr").describe_images(repositoryName="kennel")["imageDetails"])  # type: ignore[arg-type]
+
+
+def test_no_credentials_stay_behind(project: Path, aws_env: dict[str, str], registry: str) -> None:
+    home = project.parent / "home"
+    home.mkdir()
+    done = _push(project, aws_env, HOME=str(home))
+    assert done.returncode == 0, done.stderr
+    assert list((project.parent / "tmp").iterdir()) == []
+    kept = [path for path in home.rglob("*") if path.is_file() and b"auth" in path.read_bytes()]
+    assert kept == []
+    assert PASSWORD not in done.stdout + done.stderr
+
+
+def test_a_dirty_tree_is_refused_or_tagged_as_such(project: Path, aws_env: dict[str, str], registry: str) -> None:
+    (project / "photo").write_bytes(b"changed")
+    refused = _push(project, aws_env)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "uncommitted changes: commit them, or pass --dirty" in refused.stderr
+    done = _push(project, aws_env, "--dirty")
+    assert done.returncode == 0, done.stderr
+    assert f":{_git(project, 'rev-parse', '--short=12', 'HEAD')}-dirty-" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "more", "sentence"),
+    [
+        (["--fast"], {}, "unknown option '--fast'"),
+        (["a b"], {}, "'a b' is no tag"),
+        ([], {"CONTAINER_ENGINE": "/bin/false"}, "'/bin/false info' fails"),
+        ([], {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "asking AWS who you are"),
+        ([], {"KENNEL_REPOSITORY": "Kennel!"}, "Kennel!"),
+    ],
+)
+def test_a_failure_is_a_sentence_and_no_digest(
+    project: Path, aws_env: dict[str, str], arguments: list[str], more: dict[str, str], sentence: str
+) -> None:
+    done = _push(project, aws_env, *arguments, **more, AWS_MAX_ATTEMPTS="1")
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert sentence in done.stderr
+
+
+def test_a_failed_build_and_a_refused_push_end_the_script(
+    project: Path, aws_env: dict[str, str], registry: str
+) -> None:
+    (project / "container/Dockerfile").write_text("FROM scratch\nCOPY absent /\n")
+    _commit(project)
+    failed = _push(project, aws_env)
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert "the build failed" in failed.stderr
+    assert "pushing" not in failed.stderr
+
+
+def test_the_script_is_clean_for_shellcheck() -> None:
+    done = subprocess.run([Path(sys.executable).parent / "shellcheck", SCRIPT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,132 @@
+"""`data push`: what is sent, what is not sent again, and what an interrupted push leaves to do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from deploy import datasets
+from deploy.aws import Aws
+from deploy.errors import DeployError
+from tests.aws.conftest import BUCKET, Run, Sent
+from tests.aws.tools import ROOT
+from tests.support import encoded, picture, wait_until
+
+
+@pytest.fixture
+def dogs(tmp_path: Path) -> Path:
+    folder = tmp_path / "dogs"
+    for split, count in (("train", 4), ("valid", 2)):
+        for label in ("001.Affenpinscher", "133.Yorkshire terrier"):
+            place = folder / split / label
+            place.mkdir(parents=True)
+            for index in range(count):
+                (place / f"{index}.jpg").write_bytes(encoded(picture(seed=index), "JPEG"))
+    (folder / ".DS_Store").write_text("not a photo")
+    return folder
+
+
+def _held() -> dict[str, bytes]:
+    s3: Any = boto3.client("s3")
+    listed = s3.list_objects_v2(Bucket=BUCKET, Prefix="data/").get("Contents", [])
+    return {one["Key"]: s3.get_object(Bucket=BUCKET, Key=one["Key"])["Body"].read() for one in listed}
+
+
+def _count() -> int:
+    return int(boto3.client("s3").list_objects_v2(Bucket=BUCKET, Prefix="data/")["KeyCount"])
+
+
+def test_every_photo_arrives_with_its_digest(run: Run, base: None, dogs: Path, sent: Sent) -> None:
+    answer = run("data", "push", dogs)
+    assert answer.code == 0, answer.error
+    here = {f"data/dogs/{path.relative_to(dogs)}": path.read_bytes() for path in dogs.rglob("*.jpg")}
+    assert _held() == here
+    for request in sent.of("PutObject"):
+        if request["Key"] in here:
+            assert request["ChecksumAlgorithm"] == "SHA256"
+            assert request["Metadata"]["sha256"] == hashlib.sha256(here[request["Key"]]).hexdigest()
+    manifest: Any = boto3.client("s3").get_object(Bucket=BUCKET, Key="manifests/data_dogs.json")
+    assert set(json.loads(manifest["Body"].read())) == set(here)
+
+
+def test_a_second_push_sends_nothing(run: Run, base: None, dogs: Path, sent: Sent) -> None:
+    run("data", "push", dogs)
+    sent.requests.clear()
+    answer = run("data", "push", dogs)
+    assert answer.code == 0, answer.error
+    assert "12 files that are there already" in answer.output
+    assert [one["Key"] for one in sent.of("PutObject")] == ["manifests/data_dogs.json"]
+
+
+def test_a_file_of_the_same_size_and_other_content_is_sent(run: Run, base: None, dogs: Path, sent: Sent) -> None:
+    run("data", "push", dogs)
+    photo = dogs / "train/001.Affenpinscher/0.jpg"
+    photo.write_bytes(bytes([*photo.read_bytes()[:-1], 7]))
+    sent.requests.clear()
+    run("data", "push", dogs)
+    keys = {one["Key"] for one in sent.of("PutObject")}
+    assert keys == {"data/dogs/train/001.Affenpinscher/0.jpg", "manifests/data_dogs.json"}
+
+
+def test_a_push_that_was_killed_goes_on_where_it_was(
+    run: Run, base: None, dogs: Path, sent: Sent, profiles: Path
+) -> None:
+    for index in range(600):
+        (dogs / "train/001.Affenpinscher" / f"more-{index}.jpg").write_bytes(b"photo %d" % index)
+    command: list[str | Path] = [sys.executable, "-m", "deploy", "--profiles", profiles, "data", "push", dogs]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        wait_until(_count, timeout_s=60, what="the first photo in S3")
+        process.kill()
+    arrived = _count()
+    assert 0 < arrived < 612
+    answer = run("data", "push", dogs)
+    assert answer.code == 0, answer.error
+    # A request that was under way when the process died may have arrived after the count.
+    assert 612 - arrived - 16 <= len(sent.of("PutObject")) - 1 <= 612 - arrived
+    assert _count() == 612
+
+
+def test_a_file_that_was_lost_on_the_way_is_noticed(aws: Aws, base: None, dogs: Path) -> None:
+    files = datasets.list_local(dogs, prefix="data/dogs/")
+    datasets.push(aws, files[1:], progress=lambda _: None)
+    with pytest.raises(DeployError, match=r"1 files are not in .*001\.Affenpinscher/0\.jpg"):
+        datasets.verify(aws, files, prefix="data/dogs/")
+
+
+def test_a_bucket_that_may_be_public_is_refused(run: Run, base: None, dogs: Path, sent: Sent) -> None:
+    boto3.client("s3").delete_public_access_block(Bucket=BUCKET)
+    answer = run("data", "push", dogs)
+    assert answer.code == 1
+    assert "does not block public access" in answer.error
+    assert sent.of("PutObject") == []
+
+
+def test_without_a_bucket_the_remedy_is_named(run: Run, dogs: Path) -> None:
+    answer = run("data", "push", dogs)
+    assert "NoSuchBucket" in answer.error
+    assert "`base apply`" in answer.error
+
+
+def test_strays_are_told_of(run: Run, base: None, dogs: Path) -> None:
+    boto3.client("s3").put_object(Bucket=BUCKET, Key="data/dogs/train/old/1.jpg", Body=b"x")
+    assert "1 files lie there that are not here" in run("data", "push", dogs, "--plan").output
+
+
+def test_a_plan_sends_nothing(run: Run, base: None, dogs: Path, sent: Sent) -> None:
+    answer = run("data", "push", dogs, "--plan")
+    assert answer.code == 0, answer.error
+    assert "12 files" in answer.output
+    assert sent.writes == []
+
+
+@pytest.mark.parametrize(("argument", "words"), [("nowhere", "is no folder"), ("empty", "holds no files")])
+def test_a_folder_without_photos_is_a_sentence(run: Run, base: None, tmp_path: Path, argument: str, words: str) -> None:
+    (tmp_path / "empty").mkdir()
+    assert words in run("data", "push", tmp_path / argument).error

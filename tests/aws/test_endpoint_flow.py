@@ -1,0 +1,196 @@
+"""`endpoint apply | plan | status | rollback | destroy` through change sets, against moto's CloudFormation.
+
+moto's CloudFormation ignores the endpoint's name and knows neither functions, scaling nor alarms: those are asserted in
+the template (test_templates.py). Here it is what was sent, and that a second time sends nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import boto3
+import httpx
+import pytest
+
+from deploy import stacks
+from deploy.aws import Aws
+from tests.aws.conftest import ACCOUNT, BUCKET, PROFILES, REGION, Run, Sent
+
+URI = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/kennel@sha256:"
+ONE, TWO = URI + "1" * 64, URI + "2" * 64
+MODEL = f"s3://{BUCKET}/jobs/dogs-1/output/model.tar.gz"
+
+
+@pytest.fixture
+def ready(base: None, sent: Sent) -> None:
+    boto3.client("s3").put_object(Bucket=BUCKET, Key="jobs/dogs-1/output/model.tar.gz", Body=b"x")
+    sent.requests.clear()
+
+
+@pytest.fixture
+def in_service(ready: None) -> None:
+    """The app stack, and an endpoint of its name."""
+    stack: Any = [{"ParameterKey": "Stage", "ParameterValue": "dev"}]
+    template = json.dumps(
+        {"Resources": {"Topic": {"Type": "AWS::SNS::Topic"}}, "Parameters": {"Stage": {"Type": "String"}}}
+    )
+    boto3.client("cloudformation").create_stack(StackName="kennel-dev-app", TemplateBody=template, Parameters=stack)
+    sagemaker: Any = boto3.client("sagemaker")
+    role = f"arn:aws:iam::{ACCOUNT}:role/kennel-dev-endpoint"
+    sagemaker.create_model(ModelName="m", ExecutionRoleArn=role, PrimaryContainer={"Image": ONE, "ModelDataUrl": MODEL})
+    variant = {"VariantName": "all", "ModelName": "m", "InstanceType": "ml.m5.xlarge", "InitialInstanceCount": 1}
+    sagemaker.create_endpoint_config(EndpointConfigName="c", ProductionVariants=[variant])
+    sagemaker.create_endpoint(EndpointName="kennel-dev", EndpointConfigName="c")
+
+
+def _parameters(request: dict[str, Any]) -> dict[str, str]:
+    return {one["ParameterKey"]: one["ParameterValue"] for one in request["Parameters"]}
+
+
+def test_apply_names_image_model_and_code_by_what_cannot_change(run: Run, ready: None, sent: Sent) -> None:
+    answer = run("endpoint", "apply", "--model", MODEL, "--image", ONE, "--yes")
+    assert answer.code == 0, answer.error
+    values = _parameters(sent.one("CreateChangeSet"))
+    assert values["ImageUri"] == ONE
+    assert values["ModelDataUrl"] == MODEL
+    code = next(one for one in sent.of("PutObject") if one["Key"].startswith("functions/"))
+    assert values["CodeKey"] == code["Key"]
+    assert (values["MinInstances"], values["MaxInstances"], values["ProvisionedConcurrency"]) == ("1", "3", "2")
+    assert (values["ScaleOutCooldown"], values["ScaleInCooldown"]) == ("300", "300")
+    assert values["EndpointRoleArn"] == f"arn:aws:iam::{ACCOUNT}:role/kennel-dev-endpoint"
+    assert "CAPABILITY_AUTO_EXPAND" in sent.one("CreateChangeSet")["Capabilities"]
+
+
+def test_the_plan_tells_cost_and_the_shorter_cool_down(run: Run, ready: None, sent: Sent) -> None:
+    answer = run("endpoint", "plan", "--model", MODEL, "--image", ONE)
+    assert answer.code == 0, answer.error
+    assert "a month with 1" in answer.output
+    assert "60 is enough, for a new instance" in answer.output
+    assert "check them before you rely on them" in answer.output
+    assert sent.writes == ["CreateChangeSet", "DeleteChangeSet", "DeleteStack"]
+
+
+def test_a_second_apply_changes_nothing(run: Run, ready: None, sent: Sent, aws: Aws) -> None:
+    run("endpoint", "apply", "--model", MODEL, "--image", ONE, "--yes")
+    sent.requests.clear()
+    # CloudFormation answers a change set without changes with FAILED; moto makes an empty one.
+    answer = run("endpoint", "apply", "--model", MODEL, "--image", ONE, "--yes")
+    assert answer.code == 0, answer.error
+    assert "kennel-dev-app is as it should be" in answer.output
+    assert [name for name in sent.writes if name not in ("CreateChangeSet", "DeleteChangeSet")] == []
+    assert len(stacks.release_keys(aws, "kennel-dev-app")) == 1
+
+
+def test_rollback_goes_to_the_release_before(run: Run, ready: None, sent: Sent) -> None:
+    for image in (ONE, TWO):
+        assert run("endpoint", "apply", "--model", MODEL, "--image", image, "--yes").code == 0
+    sent.requests.clear()
+    answer = run("endpoint", "rollback", "--yes")
+    assert answer.code == 0, answer.error
+    assert _parameters(sent.one("CreateChangeSet"))["ImageUri"] == ONE
+    assert sent.one("CreateChangeSet")["ChangeSetType"] == "UPDATE"
+
+
+def test_without_an_earlier_release_there_is_no_way_back(run: Run, ready: None) -> None:
+    assert run("endpoint", "apply", "--model", MODEL, "--image", ONE, "--yes").code == 0
+    assert "no earlier release" in run("endpoint", "rollback", "--yes").error
+
+
+@pytest.mark.parametrize("variant", ["serverless", "async", "multi-model"])
+def test_every_variant_can_be_applied(run: Run, ready: None, sent: Sent, tmp_path: Path, variant: str) -> None:
+    file = tmp_path / "variant.toml"
+    with_variant = PROFILES.replace("[shared.endpoint]", f'[shared.endpoint]\nvariant = "{variant}"')
+    file.write_text(with_variant + ("[shared.function]\nenabled = false" if variant == "async" else ""))
+    answer = run("endpoint", "apply", "--model", MODEL, "--image", ONE, "--yes", profiles=file)
+    assert answer.code == 0, answer.error
+    assert _parameters(sent.one("CreateChangeSet"))["Variant"] == variant
+
+
+def test_a_finished_job_names_its_model(run: Run, ready: None, sent: Sent) -> None:
+    s3: Any = boto3.client("s3")
+    s3.put_object(Bucket=BUCKET, Key="data/dogs/train/a/1.jpg", Body=b"x")
+    assert run("train", "--data", "dogs", "--image", ONE, "--name", "dogs-7").code == 0
+    s3.put_object(Bucket=BUCKET, Key="jobs/dogs-7/output/model.tar.gz", Body=b"x")
+    answer = run("endpoint", "apply", "--model", "dogs-7", "--image", ONE, "--yes")
+    assert answer.code == 0, answer.error
+    assert _parameters(sent.one("CreateChangeSet"))["ModelDataUrl"].endswith("/dogs-7/output/model.tar.gz")
+
+
+def test_a_model_that_is_not_there_is_refused_first(run: Run, ready: None, sent: Sent) -> None:
+    answer = run("endpoint", "apply", "--model", f"s3://{BUCKET}/jobs/none/model.tar.gz", "--image", ONE, "--yes")
+    assert answer.code == 1
+    assert "nothing lies at" in answer.error
+    assert sent.writes == []
+
+
+def test_status_without_an_endpoint_says_how_to_get_one(run: Run, ready: None) -> None:
+    assert "`endpoint apply`" in run("endpoint", "status").error
+
+
+def test_status_says_what_is_in_service(run: Run, in_service: None) -> None:
+    assert "endpoint kennel-dev: InService" in run("endpoint", "status").output
+
+
+def test_invoke_sends_the_photo_to_the_one_endpoint(
+    run: Run, in_service: None, sent: Sent, tmp_path: Path, aws_env: dict[str, str]
+) -> None:
+    photo = tmp_path / "dog.jpg"
+    photo.write_bytes(b"a photo")
+    assert run("invoke", photo, "--plan").code == 0
+    assert sent.of("InvokeEndpoint") == []
+    result = {"Body": json.dumps({"label": "Affenpinscher"}), "ContentType": "application/json"}
+    body = json.dumps({"results": [result], "region": REGION})
+    url = f"{aws_env['AWS_ENDPOINT_URL']}/moto-api/static/sagemaker/endpoint-results"
+    httpx.post(url, content=body, trust_env=False).raise_for_status()
+    answer = run("invoke", photo)
+    assert answer.code == 0, answer.error
+    assert json.loads(answer.output) == {"photo": str(photo), "label": "Affenpinscher"}
+    request = sent.one("InvokeEndpoint")
+    assert (request["EndpointName"], request["Body"]) == ("kennel-dev", b"a photo")
+
+
+def test_destroying_the_endpoint_leaves_data_and_base(run: Run, ready: None, sent: Sent) -> None:
+    run("endpoint", "apply", "--model", MODEL, "--image", ONE, "--yes")
+    assert run("endpoint", "destroy", "--yes").code == 0
+    names = [one["StackName"] for one in boto3.client("cloudformation").describe_stacks()["Stacks"]]
+    assert names == ["kennel-dev-base"]
+    assert run("endpoint", "destroy", "--yes").code == 0
+
+
+def test_destroy_all_leaves_nothing_and_proves_it(run: Run, ready: None, sent: Sent) -> None:
+    run("endpoint", "apply", "--model", MODEL, "--image", ONE, "--yes")
+    s3: Any = boto3.client("s3")
+    s3.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
+    for _ in range(2):
+        s3.put_object(Bucket=BUCKET, Key="data/dogs/train/a/1.jpg", Body=b"x")
+    s3.delete_object(Bucket=BUCKET, Key="data/dogs/train/a/1.jpg")
+    boto3.client("logs").create_log_group(logGroupName="/aws/sagemaker/Endpoints/kennel-dev")
+    boto3.client("logs").create_log_group(logGroupName="/aws/sagemaker/Endpoints/another")
+    _detach_policies()
+    planned = run("destroy", "--all", "--plan")
+    assert "bucket kennel-dev-" in planned.output
+    assert "repository kennel" in planned.output
+    answer = run("destroy", "--all", "--yes")
+    assert answer.code == 0, answer.error
+    assert "nothing of kennel-dev is left" in answer.output
+    assert s3.list_buckets()["Buckets"] == []
+    assert boto3.client("cloudformation").describe_stacks()["Stacks"] == []
+    assert boto3.client("ecr").describe_repositories()["repositories"] == []
+    groups = [one["logGroupName"] for one in boto3.client("logs").describe_log_groups()["logGroups"]]
+    assert groups == ["/aws/sagemaker/Endpoints/another"]
+    assert run("destroy", "--all", "--yes").code == 0
+
+
+def _detach_policies() -> None:
+    """moto ends a role before the policies that are attached to it, and then cannot."""
+    iam: Any = boto3.client("iam")
+    for role in iam.list_roles()["Roles"]:
+        for policy in iam.list_attached_role_policies(RoleName=role["RoleName"])["AttachedPolicies"]:
+            iam.detach_role_policy(RoleName=role["RoleName"], PolicyArn=policy["PolicyArn"])
+
+
+def test_destroying_everything_must_be_said(run: Run, ready: None, sent: Sent) -> None:
+    assert "`destroy --all` removes everything" in run("destroy").error
+    assert sent.writes == []

@@ -1,0 +1,129 @@
+"""The endpoint of every variant, as the template describes it, against SageMaker's own model of the requests.
+
+CloudFormation hands these properties to CreateModel, CreateEndpointConfig, CreateEndpoint and PutScalingPolicy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import botocore.session
+import pytest
+
+from deploy.aws import Aws
+from deploy.endpoint import Release, app_parameters
+from deploy.profile import VARIANTS
+from deploy.stacks import read_template
+from tests.aws.cloudformation import resources
+from tests.aws.model_check import violations
+
+PARAMETERS = {
+    "Stage": "dev",
+    "Bucket": "kennel-dev-bucket",
+    "EndpointRoleArn": "arn:aws:iam::123456789012:role/kennel-dev-endpoint",
+    "ImageUri": "123456789012.dkr.ecr.eu-west-3.amazonaws.com/kennel@sha256:" + "0" * 64,
+    "ModelDataUrl": "s3://kennel-dev-bucket/jobs/dogs-1/output/model.tar.gz",
+    "CodeKey": "functions/x.zip",
+}
+
+
+def _shape(service: str, operation: str) -> Any:
+    return botocore.session.get_session().get_service_model(service).operation_model(operation).input_shape
+
+
+def _typed(shape: Any, value: Any) -> Any:
+    """CloudFormation's strings as the numbers and truths that the request has."""
+    if shape.type_name == "structure":
+        return {key: _typed(shape.members[key], one) if key in shape.members else one for key, one in value.items()}
+    if shape.type_name == "list":
+        return [_typed(shape.member, one) for one in value]
+    convert: dict[str, Callable[[Any], Any]] = {
+        "integer": int,
+        "double": float,
+        "float": float,
+        "boolean": lambda one: one in (True, "true"),
+    }
+    return convert.get(shape.type_name, lambda one: one)(value)
+
+
+def _fits(service: str, operation: str, request: dict[str, Any]) -> None:
+    shape = _shape(service, operation)
+    assert list(violations(shape, _typed(shape, request))) == []
+
+
+@pytest.mark.parametrize("least", ["1", "2"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_fits(variant: str, least: str) -> None:
+    switches = {"CapturePercentage": "20", "DetailedMetrics": "true", "MinInstances": least}
+    found = resources(read_template("app"), {**PARAMETERS, **switches, "Variant": variant, "WithLambda": "false"})
+    _fits("sagemaker", "CreateModel", {**found["Model"], "ModelName": "m"})
+    config = {**found["EndpointConfig"], "EndpointConfigName": "c"}
+    for one in config["ProductionVariants"]:
+        one["ModelName"] = "m"
+    _fits("sagemaker", "CreateEndpointConfig", config)
+    update = {**found["Endpoint"], "EndpointConfigName": "c"}
+    _fits("sagemaker", "UpdateEndpoint", update)
+    if variant != "serverless":
+        policy = {**found["ScalingPolicy"], **{key: found["ScalableTarget"][key] for key in TARGET}}
+        _fits(
+            "application-autoscaling", "PutScalingPolicy", {k: v for k, v in policy.items() if k != "ScalingTargetId"}
+        )
+        _fits("application-autoscaling", "RegisterScalableTarget", found["ScalableTarget"])
+    for name, alarm in found.items():
+        if name.endswith("Alarm"):
+            _fits("cloudwatch", "PutMetricAlarm", alarm)
+
+
+TARGET = ("ServiceNamespace", "ScalableDimension", "ResourceId")
+
+
+def test_serverless_has_none_of_what_it_does_not_know() -> None:
+    """CONTRACT A8, line 76: no isolation, no data capture; and no instances to scale."""
+    switches = {"CapturePercentage": "20", "Variant": "serverless"}
+    found = resources(read_template("app"), {**PARAMETERS, **switches})
+    assert found["Model"]["EnableNetworkIsolation"] is False
+    assert "DataCaptureConfig" not in found["EndpointConfig"]
+    assert "ScalableTarget" not in found
+    (variant,) = found["EndpointConfig"]["ProductionVariants"]
+    assert set(variant) == {"VariantName", "ModelName", "InitialVariantWeight", "ServerlessConfig"}
+
+
+def test_multi_model_tells_the_container() -> None:
+    container = resources(read_template("app"), {**PARAMETERS, "Variant": "multi-model"})["Model"]["PrimaryContainer"]
+    assert container["Mode"] == "MultiModel"
+    assert container["Environment"] == {"SAGEMAKER_MULTI_MODEL": "true"}
+
+
+def test_the_functions_digest_follows_the_function_and_nothing_else(aws: Aws) -> None:
+    release = Release(image="i", model="m", code_key="functions/1.zip")
+    profile = aws.profile
+
+    def digest(release: Release = release, **changes: Any) -> str:
+        aws.profile = dataclasses.replace(profile, **changes)
+        return app_parameters(aws, release)["FunctionDigest"]
+
+    as_is = digest()
+    assert digest(dataclasses.replace(release, code_key="functions/2.zip")) != as_is
+    hosts = dataclasses.replace(profile.function, allowed_url_hosts=("images.example.com",))
+    assert digest(function=hosts) != as_is
+    assert digest(dataclasses.replace(release, image="j", model="n")) == as_is
+    assert digest(endpoint=dataclasses.replace(profile.endpoint, max_instances=9)) == as_is
+
+
+def test_a_canary_is_tried_where_there_are_two_instances() -> None:
+    for least, kind in (("1", "ALL_AT_ONCE"), ("2", "CANARY")):
+        found = resources(read_template("app"), {**PARAMETERS, "MinInstances": least})
+        policy = found["Endpoint"]["DeploymentConfig"]["BlueGreenUpdatePolicy"]
+        assert policy["TrafficRoutingConfiguration"]["Type"] == kind
+
+
+def test_features_that_are_off_give_the_function_no_right() -> None:
+    found = resources(read_template("app"), PARAMETERS)
+    statements = found["FunctionRole"]["Policies"][0]["PolicyDocument"]["Statement"]
+    assert [one["Sid"] for one in statements] == ["CallTheOneEndpoint", "Log", "KeepWhatFailed"]
+    more = {"AllowedBuckets": "photos", "Tracing": "true"}
+    found = resources(read_template("app"), {**PARAMETERS, **more})
+    statements = found["FunctionRole"]["Policies"][0]["PolicyDocument"]["Statement"]
+    assert [one["Sid"] for one in statements[3:]] == ["ReadPhotos", "WriteAnswers", "Trace"]

@@ -1,0 +1,256 @@
+"""`train`, `tune`, `ec2 train`, `status`, `logs`, `stop`: what is sent, and what is shown of a real process's log."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from deploy import jobs
+from deploy.aws import Aws
+from tests.aws.conftest import ACCOUNT, BUCKET, REGION, Run, Sent
+from tests.aws.tools import ROOT
+from tests.training import write_digits
+
+URI = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/kennel@sha256:{'0' * 64}"
+
+
+@pytest.fixture
+def ready(base: None, sent: Sent) -> None:
+    """A data set in the bucket, with three splits under the names that published data sets use."""
+    s3: Any = boto3.client("s3")
+    for split in ("train", "valid", "test"):
+        s3.put_object(Bucket=BUCKET, Key=f"data/dogs/{split}/a/1.jpg", Body=b"x")
+    sent.requests.clear()
+
+
+@pytest.fixture
+def description(tmp_path: Path) -> Path:
+    """What the program that the image runs says of itself."""
+    file = tmp_path / "description.json"
+    done = subprocess.run([sys.executable, "-m", "train", "--describe"], cwd=ROOT, capture_output=True, check=True)
+    file.write_bytes(done.stdout)
+    return file
+
+
+def test_train_sends_the_whole_job(run: Run, ready: None, sent: Sent) -> None:
+    answer = run("train", "--data", "dogs", "--image", URI, "--name", "dogs-1", "--set", "epochs=3", "--instances", 2)
+    assert answer.code == 0, answer.error
+    assert answer.output.splitlines()[-1] == "dogs-1"
+    request = sent.one("CreateTrainingJob")
+    assert request["AlgorithmSpecification"]["TrainingImage"] == URI
+    assert request["HyperParameters"] == {"epochs": "3"}
+    channels = {one["ChannelName"]: one["DataSource"]["S3DataSource"]["S3Uri"] for one in request["InputDataConfig"]}
+    assert channels == {
+        "training": f"s3://{BUCKET}/data/dogs/train/",
+        "validation": f"s3://{BUCKET}/data/dogs/valid/",
+        "test": f"s3://{BUCKET}/data/dogs/test/",
+    }
+    assert request["ResourceConfig"]["InstanceCount"] == 2
+    assert request["EnableInterContainerTrafficEncryption"] is True
+    assert request["EnableNetworkIsolation"] is True
+    assert request["RoleArn"] == f"arn:aws:iam::{ACCOUNT}:role/kennel-dev-training"
+    assert request["OutputDataConfig"]["S3OutputPath"] == f"s3://{BUCKET}/jobs"
+
+
+def test_spot_has_checkpoints_and_time_to_wait(run: Run, ready: None, sent: Sent) -> None:
+    assert run("train", "--data", "dogs", "--image", URI, "--name", "d", "--spot", "--hours", 2).code == 0
+    request = sent.one("CreateTrainingJob")
+    assert request["EnableManagedSpotTraining"] is True
+    assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 7200, "MaxWaitTimeInSeconds": 14400}
+    assert request["CheckpointConfig"]["S3Uri"] == f"s3://{BUCKET}/checkpoints/d"
+
+
+def test_a_job_that_continues_another_shares_its_checkpoints(run: Run, ready: None, sent: Sent) -> None:
+    assert run("train", "--data", "dogs", "--image", URI, "--continue", "dogs-1").code == 0
+    assert sent.one("CreateTrainingJob")["CheckpointConfig"]["S3Uri"] == f"s3://{BUCKET}/checkpoints/dogs-1"
+
+
+def test_a_warm_pool_is_asked_for(run: Run, ready: None, sent: Sent) -> None:
+    assert run("train", "--data", "dogs", "--image", URI, "--warm-minutes", 20).code == 0
+    assert sent.one("CreateTrainingJob")["ResourceConfig"]["KeepAlivePeriodInSeconds"] == 1200
+    refused = run("train", "--data", "dogs", "--image", URI, "--warm-minutes", 20, "--spot")
+    assert "cannot be had with spot" in refused.error
+
+
+def test_tuning_searches_what_the_image_ships(run: Run, ready: None, sent: Sent, description: Path) -> None:
+    answer = run(
+        *("tune", "--data", "dogs", "--image", URI, "--description", description, "--trials", 6, "--parallel", 3),
+        *("--set", "weight_decay=0.01"),
+    )
+    assert answer.code == 0, answer.error
+    request = sent.one("CreateHyperParameterTuningJob")
+    shipped = json.loads(description.read_text())
+    config = request["HyperParameterTuningJobConfig"]
+    assert config["HyperParameterTuningJobObjective"] == shipped["objective"]
+    assert (
+        request["TrainingJobDefinition"]["AlgorithmSpecification"]["MetricDefinitions"] == shipped["metric_definitions"]
+    )
+    searched = {one["Name"] for ranges in config["ParameterRanges"].values() for one in ranges}
+    of_image = {one["Name"] for ranges in shipped["parameter_ranges"].values() for one in ranges}
+    assert searched == of_image - {"weight_decay"}
+    assert request["TrainingJobDefinition"]["StaticHyperParameters"] == {"weight_decay": "0.01"}
+    assert config["ResourceLimits"] == {"MaxNumberOfTrainingJobs": 6, "MaxParallelTrainingJobs": 3}
+
+
+def test_ec2_train_launches_what_ends_itself(run: Run, ready: None, sent: Sent) -> None:
+    answer = run(
+        *("ec2", "train", "--data", "dogs", "--image", URI, "--name", "dogs-ec2", "--set", "epochs=3"),
+        *("--instance-type", "ml.g4dn.xlarge"),
+    )
+    assert answer.code == 0, answer.error
+    request = sent.one("RunInstances")
+    assert request["InstanceInitiatedShutdownBehavior"] == "terminate"
+    assert request["MetadataOptions"]["HttpTokens"] == "required"
+    assert request["MetadataOptions"]["HttpPutResponseHopLimit"] == 1
+    assert "KeyName" not in request
+    assert request["IamInstanceProfile"] == {"Name": "kennel-dev-ec2"}
+    assert request["ImageId"].endswith("gpu/recommended/image_id")
+    assert request["ClientToken"] == "dogs-ec2"
+    script = base64.b64decode(request["UserData"]).decode()
+    assert "--gpus=all" in script
+    (group,) = request["NetworkInterfaces"][0]["Groups"]
+    ec2: Any = boto3.client("ec2")
+    assert ec2.describe_security_groups(GroupIds=[group])["SecurityGroups"][0]["IpPermissions"] == []
+    assert "AuthorizeSecurityGroupIngress" not in sent.writes
+
+
+def test_ec2_train_uses_its_group_again(run: Run, ready: None, sent: Sent) -> None:
+    for name in ("one", "two"):
+        assert run("ec2", "train", "--data", "dogs", "--image", URI, "--name", name).code == 0
+    assert sent.writes.count("CreateSecurityGroup") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--set", "epochs"), "write NAME=VALUE"),
+        (("--set", "a=1", "--set", "a=2"), "given twice"),
+        (("--instance-type", "g4dn.xlarge"), "must start with ml."),
+        (("--name", "x" * 64), "at most 63"),
+        (("--hours", "0"), "more than 0"),
+        (("--data", "cats"), "`data push DIR --name cats` first"),
+        (("--image", "v9"), "./build_and_push.sh v9"),
+    ],
+)
+def test_a_job_that_aws_would_refuse_is_not_sent(
+    run: Run, ready: None, sent: Sent, arguments: tuple[str, ...], words: str
+) -> None:
+    answer = run("train", "--data", "dogs", "--image", URI, *arguments)
+    assert answer.code == 1
+    assert words in answer.error
+    assert sent.writes == []
+
+
+def test_a_folder_of_photos_is_pushed_first(run: Run, ready: None, sent: Sent, tmp_path: Path) -> None:
+    write_digits(tmp_path / "digits/train", per_class=2)
+    write_digits(tmp_path / "digits/valid", per_class=1)
+    planned = run("train", "--data", tmp_path / "digits", "--image", URI, "--plan")
+    assert planned.code == 0, planned.error
+    assert sent.writes == []
+    answer = run("train", "--data", tmp_path / "digits", "--image", URI, "--name", "digits-1", "--follow")
+    assert answer.code == 0, answer.error
+    assert "9 files are in s3://" in answer.output
+    assert "training digits-1: Completed" in answer.output
+    channels = {one["ChannelName"]: one for one in sent.one("CreateTrainingJob")["InputDataConfig"]}
+    assert set(channels) == {"training", "validation"}
+    assert channels["training"]["DataSource"]["S3DataSource"]["S3Uri"] == f"s3://{BUCKET}/data/digits/train/"
+
+
+def test_an_image_by_tag_is_named_by_its_digest(run: Run, ready: None, sent: Sent) -> None:
+    ecr: Any = boto3.client("ecr")
+    kind = "application/vnd.docker.distribution.manifest.v2+json"
+    manifest = {"schemaVersion": 2, "mediaType": kind, "config": {"digest": "sha256:" + "1" * 64}, "layers": []}
+    pushed = ecr.put_image(repositoryName="kennel", imageManifest=json.dumps(manifest), imageTag="prod")
+    assert run("train", "--data", "dogs", "--image", "prod").code == 0
+    digest = pushed["image"]["imageId"]["imageDigest"]
+    assert sent.one("CreateTrainingJob")["AlgorithmSpecification"]["TrainingImage"].endswith(f"/kennel@{digest}")
+
+
+# ---- logs and status, of a process that really runs ----------------------------------------------------------------
+
+_PROGRAM = """
+import time
+print("epoch 1 begins", flush=True)
+for epoch, accuracy in enumerate((0.31, 0.92, 0.88)):
+    print(f"validation:accuracy={accuracy:.6f}", flush=True)
+    print(f"validation:best_accuracy={max(0.31, accuracy):.6f}", flush=True)
+    print(f"validation:loss={1 - accuracy:.6f}", flush=True)
+    time.sleep(0.3)
+print("saved the model", flush=True)
+"""
+
+
+def _pump(process: subprocess.Popen[str], stream: str) -> None:
+    """What SageMaker's agent does: every line of a container becomes an event of its stream."""
+    logs: Any = boto3.client("logs")
+    logs.create_log_stream(logGroupName=jobs.TRAINING_LOGS, logStreamName=stream)
+    assert process.stdout is not None
+    for line in process.stdout:
+        event = {"timestamp": int(time.time() * 1000), "message": line.rstrip()}
+        logs.put_log_events(logGroupName=jobs.TRAINING_LOGS, logStreamName=stream, logEvents=[event])
+
+
+@pytest.fixture
+def running(run: Run, ready: None) -> Iterator[subprocess.Popen[str]]:
+    """A training job by name, and a real process whose lines are logged as its container's."""
+    assert run("train", "--data", "dogs", "--image", URI, "--name", "dogs-1").code == 0
+    boto3.client("logs").create_log_group(logGroupName=jobs.TRAINING_LOGS)
+    with subprocess.Popen([sys.executable, "-c", _PROGRAM], stdout=subprocess.PIPE, text=True) as process:
+        pump = threading.Thread(target=_pump, args=(process, "dogs-1/algo-1-1700000000"))
+        pump.start()
+        yield process
+        pump.join()
+
+
+def test_logs_follow_a_process_to_its_end(aws: Aws, running: subprocess.Popen[str]) -> None:
+    aws.sleep = time.sleep
+    source = jobs.LogSource(jobs.TRAINING_LOGS, "dogs-1/")
+    seen = []
+    for _, line in jobs.lines(aws, source, follow_until=lambda: running.poll() is not None and _pumped(aws, source)):
+        seen.append(line)
+    assert seen[0] == "epoch 1 begins"
+    assert seen[-1] == "saved the model"
+    assert len(seen) == 11
+
+
+def _pumped(aws: Aws, source: jobs.LogSource) -> bool:
+    return jobs.last_lines(aws, source, count=1) == ["saved the model"]
+
+
+def test_status_shows_the_best_metric_so_far(run: Run, aws: Aws, running: subprocess.Popen[str]) -> None:
+    source = jobs.LogSource(jobs.TRAINING_LOGS, "dogs-1/")
+    while not (running.poll() is not None and _pumped(aws, source)):
+        time.sleep(0.1)
+    output = run("status", "dogs-1").output
+    assert "training dogs-1: Completed" in output
+    assert "best validation:accuracy 0.9200" in output
+    assert "best validation:loss 0.0800" in output
+
+
+def test_logs_of_a_job_without_a_log_are_empty(run: Run, ready: None) -> None:
+    assert run("train", "--data", "dogs", "--image", URI, "--name", "dogs-2").code == 0
+    answer = run("logs", "dogs-2")
+    assert (answer.code, answer.output) == (0, "")
+
+
+def test_an_unknown_job_is_a_sentence(run: Run, base: None) -> None:
+    assert "no training job, tuning job or EC2 instance" in run("status", "nobody").error
+
+
+def test_an_ec2_job_is_found_by_its_tag_and_stopped(run: Run, ready: None, sent: Sent) -> None:
+    assert run("ec2", "train", "--data", "dogs", "--image", URI, "--name", "dogs-ec2").code == 0
+    assert "ec2 dogs-ec2: running i-" in run("status", "dogs-ec2").output
+    assert run("stop", "dogs-ec2", "--plan").code == 0
+    assert sent.of("TerminateInstances") == []
+    assert run("stop", "dogs-ec2").code == 0
+    assert len(sent.one("TerminateInstances")["InstanceIds"]) == 1

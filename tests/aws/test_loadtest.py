@@ -1,0 +1,123 @@
+"""`loadtest` against a server that really runs, and what it computes from the rounds."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy import loadtest
+from deploy.errors import DeployError
+from deploy.loadtest import Round, Send
+from tests.aws.conftest import Run
+from tests.containers import Engine, serving
+from tests.serving import PHOTO, Server, running_server, write_artifact
+from tests.support import free_port, wait_until
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """`python -m serve` with a tiny network."""
+    base = tmp_path_factory.mktemp("serving")
+    write_artifact(base / "model")
+    with running_server(base) as running:
+        yield running
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    file = tmp_path / "photo.jpg"
+    file.write_bytes(PHOTO)
+    return file
+
+
+def test_a_running_server_is_measured(run: Run, server: Server, photo: Path) -> None:
+    url = f"http://127.0.0.1:{server.port}"
+    answer = run("loadtest", photo, "--url", url, "--seconds", 0.5, "--latency-ms", 2000, "--peak", 20)
+    assert answer.code == 0, answer.error
+    rounds = [line for line in answer.output.splitlines() if " clients  " in line]
+    assert rounds
+    assert "endpoint.scaling_target = " in answer.output
+    assert "a month" in answer.output or "all month" in answer.output
+
+
+@pytest.fixture
+def send(server: Server) -> Iterator[Send]:
+    with loadtest.to_container(f"http://127.0.0.1:{server.port}") as found:
+        yield found
+
+
+def test_a_round_counts_what_the_server_counts(server: Server, send: Send) -> None:
+    """Our count of answers beside the server's own access log."""
+    before = _served(server)
+    found = loadtest.measure(send, [PHOTO], clients=2, seconds=1)
+    assert found.errors == 0
+    wait_until(lambda: _served(server) - before >= found.requests, timeout_s=10, what="the server's last log lines")
+    assert found.requests == _served(server) - before
+    assert 0 < found.p50_ms <= found.p99_ms
+
+
+def _served(server: Server) -> int:
+    return sum("/invocations" in line.values() for line in server.lines())
+
+
+def test_refused_requests_are_errors(send: Send) -> None:
+    found = loadtest.measure(send, [b"not a photo"], clients=1, seconds=0.3)
+    assert found.errors == found.requests > 0
+    with pytest.raises(DeployError, match="no load fits 2000 ms"):
+        loadtest.run(send, [b"not a photo"], bound_ms=2000, seconds=0.2, say=lambda _: None)
+
+
+def test_a_bound_that_nothing_keeps_is_a_sentence(send: Send) -> None:
+    with pytest.raises(DeployError, match="with one client p99 is"):
+        loadtest.run(send, [PHOTO], bound_ms=0.001, seconds=0.2, say=lambda _: None)
+
+
+def test_nobody_at_the_address_is_a_sentence(run: Run, photo: Path) -> None:
+    answer = run("loadtest", photo, "--url", f"http://127.0.0.1:{free_port()}")
+    assert "/ping does not answer 200" in answer.error
+
+
+@pytest.mark.image
+def test_a_container_is_measured(engine: Engine, run: Run, photo: Path, tmp_path: Path) -> None:
+    write_artifact(tmp_path / "model")
+    with serving(engine, tmp_path / "model") as server:
+        answer = run("loadtest", photo, "--url", server.url, "--seconds", 0.5, "--latency-ms", 3000)
+    assert answer.code == 0, answer.error
+    assert "holds " in answer.output
+
+
+def test_the_best_round_within_the_bound_wins() -> None:
+    """A server that answers one at a time in 10 ms: more clients give no more answers, only longer waits."""
+    lock = threading.Lock()
+
+    def send(_: bytes) -> bool:
+        with lock:
+            time.sleep(0.01)
+        return True
+
+    rounds: list[Round] = []
+    best = loadtest.run(send, [b"x"], bound_ms=60, seconds=0.4, say=rounds.append)
+    assert best.p99_ms <= 60
+    assert rounds[-1].p99_ms > 60
+    assert 50 < best.requests_per_s <= 101
+
+
+def test_sizing_follows_from_the_round() -> None:
+    found = Round(clients=4, requests=1000, errors=0, requests_per_s=34.7, p50_ms=100, p99_ms=300)
+    sizing = loadtest.size(found, peak_per_s=40, instance_type="ml.m5.large")
+    assert sizing.scaling_target == int(34.7 * 0.5 * 60)
+    assert sizing.instances == 3  # 40 / (34.7 x 0.5) = 2.3
+    assert sizing.provisioned_concurrency == 4  # 40 x 0.1 s
+    assert sizing.reserved_concurrency == 24  # 2 x 40 x 0.3 s
+    assert sizing.dollars_a_month is not None
+    assert sizing.dollars_a_month > 3 * 0.115 * 730
+    assert loadtest.size(found, peak_per_s=1, instance_type="ml.unknown").dollars_a_month is None
+
+
+@pytest.mark.parametrize(("share", "expected"), [(50, 2.0), (99, 4.0), (1, 1.0), (100, 4.0)])
+def test_percentiles_are_of_the_nearest_rank(share: float, expected: float) -> None:
+    assert loadtest.percentile([1.0, 2.0, 3.0, 4.0], share) == expected
