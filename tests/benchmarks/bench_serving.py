@@ -11,7 +11,9 @@ import contextlib
 import json
 import multiprocessing
 import os
+import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -87,6 +89,7 @@ def run(scratch: Path, seconds: float) -> None:
             print(f"ours, {precision}: {ours[precision]}", flush=True)
     bare = {precision: bare_engine(scratch / precision / "model", photos, seconds) for precision in ours}
     table = report(ours, list(others.values()), bare)
+    slow_uploads(scratch / "int8", table, photos, seconds)
     density(scratch, table, photos[0])
     table.print()
     print(
@@ -177,6 +180,47 @@ def _loop(artifact: Path, photos: list[bytes], seconds: float) -> float:
         predictor.predict(photos[count % len(photos)], Options())
         count += 1
     return count / (time.monotonic() - started)
+
+
+def slow_uploads(base: Path, table: Table, photos: list[bytes], seconds: float) -> None:
+    """p99 of four clients beside fifty uploads of 5 MB that trickle in at 10 kB/s, and without them."""
+    with starting_server(base) as server:
+        wait_until(partial(answers, server.port, photos[0]), timeout_s=120, what="the first answer")
+        alone = load.run(server.port, photos, clients=4, seconds=seconds)
+        with trickling(server.port, clients=50):
+            beside = load.run(server.port, photos, clients=4, seconds=seconds)
+    table.add(
+        "p99 beside 50 slow uploads (beside: twice without)",
+        ours=1000 * beside.p99,
+        other=2000 * alone.p99,
+        unit="ms",
+        target=1,
+        smaller=True,
+    )
+
+
+@contextlib.contextmanager
+def trickling(port: int, *, clients: int) -> Iterator[None]:
+    """Uploads that never end, each begun again when the server gives it up."""
+    stop = threading.Event()
+    head = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 5000000\r\n\r\n"
+
+    def upload() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)) as client:
+                client.sendall(head)
+                while not stop.wait(0.1):
+                    client.sendall(b"x" * 1000)
+
+    threads = [threading.Thread(target=upload) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
 
 
 def density(scratch: Path, table: Table, photo: bytes) -> None:
