@@ -112,7 +112,7 @@ class Reply:
 
     status: int
     value: Any
-    content_type: str = "application/json; charset=utf-8"
+    content_type: str = "application/json"
 
     def body(self) -> bytes:
         return self.value if isinstance(self.value, bytes) else json.dumps(self.value).encode()

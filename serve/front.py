@@ -25,6 +25,7 @@ BUFFER_BYTES = 1024 * 1024
 _HEADROOM_BYTES = 32 * 1024
 # MMS refuses requests with more than 8 KiB of headers.
 _MAX_HEADER_BYTES = 2048
+_MAX_CONTROL_BYTES = 65_536
 # Time for a client to send its headers, and a body up to BUFFER_BYTES.
 _UPLOAD_S = 10
 # A model is verified and loaded while its caller waits.
@@ -238,6 +239,19 @@ def _refusals(config: FrontConfig) -> list[str]:
             "payload_too_large",
             f"the body is over the limit of {limit}",
             f"if {{ req.hdr_val(content-length) gt {config.max_payload_bytes} }}",
+        ),
+        # Control reads small bodies of a known length.
+        _refuse(
+            413,
+            "payload_too_large",
+            f"a body for this path may have {_MAX_CONTROL_BYTES} bytes",
+            f"if !invocations {{ req.hdr_val(content-length) gt {_MAX_CONTROL_BYTES} }}",
+        ),
+        _refuse(
+            411,
+            "length_required",
+            "send a Content-Length",
+            "if !invocations { req.hdr(transfer-encoding) -m found }",
         ),
         _refuse(
             415,
