@@ -56,13 +56,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one server: p50 and throughput, the large photo, memory of the workers (MiB), seconds to the first answer."""
+    """Of one server: loads of one and eight clients, the large photo, memory of the workers (MiB), seconds to the
+    first answer, and CPU time of a request at eight clients (ms), which other programs on the machine change least.
+    """
 
     one: Result
     eight: Result
     large: Result
     memory_mib: float
     start_s: float
+    cpu_ms: float
 
 
 def main() -> None:
@@ -126,9 +129,14 @@ def measure(port: int, pid: int, photos: list[bytes], large: list[bytes], second
     started = time.monotonic()
     wait_until(lambda: answers(port, photos[0]), timeout_s=120, what="the first answer")
     start_s = time.monotonic() - started
+    one = load.run(port, photos, clients=1, seconds=seconds)
+    before = cpu_s(pid)
+    eight = load.run(port, photos, clients=8, seconds=seconds)
+    cpu_ms = 1000 * (cpu_s(pid) - before) / eight.statuses.total()
     return Measured(
-        one=load.run(port, photos, clients=1, seconds=seconds),
-        eight=load.run(port, photos, clients=8, seconds=seconds),
+        one=one,
+        eight=eight,
+        cpu_ms=cpu_ms,
         large=load.run(port, large, clients=1, seconds=seconds),
         memory_mib=python_memory_mib(pid),
         start_s=start_s,
@@ -151,6 +159,15 @@ def descendants(root: int) -> Iterator[int]:
         for child in map(int, path.read_text().split()):
             yield child
             yield from descendants(child)
+
+
+def cpu_s(root: int) -> float:
+    """CPU time that a process and all below it have used."""
+    ticks = 0
+    for pid in (root, *descendants(root)):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def command(pid: int) -> str:
