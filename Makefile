@@ -1,6 +1,6 @@
 # A newcomer needs two of these: `make demo` and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help demo image test test-slow bench lock lock-cpu
+.PHONY: help demo image page test test-slow bench lock lock-cpu
 SHELL := /bin/sh
 # Programs that tests call, such as aws, come from the environment of the tests.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -14,10 +14,13 @@ demo: .venv-deploy/ready ## train on real images in the container, serve the res
 image: ## build kennel:latest (container/build.sh lists the settings)
 	container/build.sh
 
+page: .venv-deploy/ready ## the page for people, for a container that serves (CONTAINER=127.0.0.1:8080)
+	.venv-deploy/bin/python lambda/local.py --container $(or $(CONTAINER),127.0.0.1:8080)
+
 test: .venv/ready .venv-sam/ready .venv-sdk/ready ## lint, types, and every test but the slow ones
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	.venv/bin/shellcheck container/*.sh deploy/*.sh
+	.venv/bin/shellcheck build_and_push.sh container/*.sh deploy/*.sh
 	.venv/bin/mypy
 	if container/engine.sh ensure >/dev/null; then container/build.sh; fi
 	.venv/bin/pytest -m 'not slow'
