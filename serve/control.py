@@ -112,7 +112,7 @@ class Reply:
 
     status: int
     value: Any
-    content_type: str = "application/json; charset=utf-8"
+    content_type: str = "application/json"
 
     def body(self) -> bytes:
         return self.value if isinstance(self.value, bytes) else json.dumps(self.value).encode()
@@ -207,9 +207,10 @@ class _HttpHandler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", reply.content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
-    do_POST = do_DELETE = do_GET
+    do_HEAD = do_POST = do_DELETE = do_GET
 
     def address_string(self) -> str:
         return "front"  # A Unix socket's peer has no address for the base class to take apart.

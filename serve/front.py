@@ -25,6 +25,7 @@ BUFFER_BYTES = 1024 * 1024
 _HEADROOM_BYTES = 32 * 1024
 # MMS refuses requests with more than 8 KiB of headers.
 _MAX_HEADER_BYTES = 2048
+_MAX_CONTROL_BYTES = 65_536
 # Time for a client to send its headers, and a body up to BUFFER_BYTES.
 _UPLOAD_S = 10
 # A model is verified and loaded while its caller waits.
@@ -162,11 +163,10 @@ frontend api
 
 {_lines(_paths(config))}
     acl known path /ping /info /metrics /openapi.json /execution-parameters
-    acl reads path /info /metrics /openapi.json /execution-parameters
+    acl reads path /ping /info /metrics /openapi.json /execution-parameters
     acl ping path /ping
     acl invocations var(txn.invocation) -m found
-    acl get method GET
-    acl head method HEAD
+    acl get method GET HEAD
     acl post method POST
     acl offered req.hdr(content-type),field(1,;),lower,regsub([[:space:]]+,,g) -m str {types}
 
@@ -231,8 +231,7 @@ def _refusals(config: FrontConfig) -> list[str]:
             f"known paths are /ping, /info, /metrics, /openapi.json, /execution-parameters, {inference}",
             "unless known",
         ),
-        _refuse(405, "method_not_allowed", "use GET", "if ping !get !head", allow="GET, HEAD"),
-        _refuse(405, "method_not_allowed", "use GET", "if reads !get", allow="GET"),
+        _refuse(405, "method_not_allowed", "use GET", "if reads !get", allow="GET, HEAD"),
         _refuse(405, "method_not_allowed", "use POST", "if invocations !post", allow="POST"),
         *(managed if config.multi_model else []),
         _refuse(
@@ -240,6 +239,19 @@ def _refusals(config: FrontConfig) -> list[str]:
             "payload_too_large",
             f"the body is over the limit of {limit}",
             f"if {{ req.hdr_val(content-length) gt {config.max_payload_bytes} }}",
+        ),
+        # Control reads small bodies of a known length.
+        _refuse(
+            413,
+            "payload_too_large",
+            f"a body for this path may have {_MAX_CONTROL_BYTES} bytes",
+            f"if !invocations {{ req.hdr_val(content-length) gt {_MAX_CONTROL_BYTES} }}",
+        ),
+        _refuse(
+            411,
+            "length_required",
+            "send a Content-Length",
+            "if !invocations { req.hdr(transfer-encoding) -m found }",
         ),
         _refuse(
             415,
@@ -310,7 +322,6 @@ frontend figures
 backend ping
     timeout server 1500ms
     http-request set-uri /health
-    http-request set-method GET  # Control's answer has no body, as one to HEAD must have none.
     server control {config.control}
 
 backend control

@@ -21,13 +21,12 @@ from typing import Any
 from container.errors import KennelError, PayloadTooLargeError, RequestError
 from serve import codec, metrics
 from serve.api import ATTRIBUTES_HEADER, JSON, PNG
-from serve.link import Link
+from serve.link import SETTINGS, Link
 from serve.logs import log
 from serve.options import Options, read_options
 from serve.prediction import Prediction
 from serve.predictor import Predictor
 
-SETTINGS = "worker.json"
 # With it the front tells our answers from MMS's own errors, which it must translate; it takes it off again.
 _OURS = "; charset=utf-8"
 _LEAST_BODY_BYTES = 64

@@ -10,7 +10,10 @@ import json
 import os
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+# What a worker is told at its start: a file of this name in the folder that MMS takes for the model's.
+SETTINGS: Final = "worker.json"
 
 
 class Link:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from container.errors import ConfigError
+from serve.link import SETTINGS
 from serve.logs import log
 from serve.machine import MIB
 from serve.metrics import FOLDER_VARIABLE
@@ -28,7 +29,6 @@ from serve.unix import request
 
 MODEL = "model"
 HANDLER = "serve.handler:handle"
-WORKER_SETTINGS = "worker.json"
 
 # MMS's own timer is the last of three (front, worker, MMS), and it bounds the loading of a model as well.
 _LEAST_TIMEOUT_S = 240
@@ -204,7 +204,7 @@ def prepare(place: MmsPlace, config_text: str) -> None:
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Make a model's folder (see MmsPlace.model)."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / WORKER_SETTINGS).write_text(json.dumps(settings))
+    (folder / SETTINGS).write_text(json.dumps(settings))
 
 
 class Management:

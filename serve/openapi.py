@@ -134,6 +134,7 @@ def _errors(*statuses: int) -> dict[str, Any]:
         406: "nothing that Accept allows can be answered",
         408: "the body did not arrive in time",
         409: "a model of this name is loaded",
+        411: "a body without a Content-Length",
         413: "the body is over the limit",
         415: "a Content-Type that is not offered",
         422: "a photo of too many pixels",
@@ -146,7 +147,7 @@ def _errors(*statuses: int) -> dict[str, Any]:
 
 
 def _read(words: str, *, content_type: str = api.JSON, schema: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    responses = {"200": _answer(words, schema or {"type": "object"}, content_type), **_errors(400, 405, 503)}
+    responses = {"200": _answer(words, schema or {"type": "object"}, content_type), **_errors(400, 405, 411, 413, 503)}
     return {"get": {"summary": words, "responses": responses}}
 
 
@@ -212,20 +213,20 @@ def _models() -> dict[str, Any]:
             "get": {
                 "summary": "The models that are loaded",
                 "parameters": page,
-                "responses": {"200": _answer("a page", listed), **_errors(400, 405)},
+                "responses": {"200": _answer("a page", listed), **_errors(400, 405, 411, 413)},
             },
             "post": {
                 "summary": "Load a model",
                 "requestBody": {"required": True, "content": {api.JSON: {"schema": _ref("LoadRequest")}}},
-                "responses": {"200": done, **_errors(400, 404, 405, 408, 409, 507)},
+                "responses": {"200": done, **_errors(400, 404, 405, 408, 409, 411, 413, 507)},
             },
         },
         "/models/{name}": {
             "parameters": [_name()],
             "get": {
                 "summary": "One model",
-                "responses": {"200": _answer("it", _ref("LoadedModel")), **_errors(400, 404, 405)},
+                "responses": {"200": _answer("it", _ref("LoadedModel")), **_errors(400, 404, 405, 411, 413)},
             },
-            "delete": {"summary": "Unload a model", "responses": {"200": done, **_errors(400, 404, 405)}},
+            "delete": {"summary": "Unload a model", "responses": {"200": done, **_errors(400, 404, 405, 411, 413)}},
         },
     }

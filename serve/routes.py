@@ -41,7 +41,7 @@ class Routes:
     def _route(self, call: Call) -> Reply:
         match call.path.strip("/").split("/"):
             case ["health"]:
-                return Reply(HTTPStatus.OK if self.ready() else HTTPStatus.SERVICE_UNAVAILABLE, b"")
+                return Reply(HTTPStatus.OK if self.ready() else HTTPStatus.SERVICE_UNAVAILABLE, {})
             case ["info"]:
                 return Reply(HTTPStatus.OK, self.info())
             case ["execution-parameters"]:
@@ -57,7 +57,7 @@ class Routes:
 
 def _models(call: Call, name: str, models: Models) -> dict[str, Any]:
     match call.method, name:
-        case "GET", "":
+        case "GET" | "HEAD", "":
             return models.list(call.query.get("limit", ""), call.query.get("next_page_token", ""))
         case "POST", "":
             wanted = _load_request(call.body)

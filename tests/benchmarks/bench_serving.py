@@ -11,7 +11,9 @@ import contextlib
 import json
 import multiprocessing
 import os
+import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -54,13 +56,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one server: p50 and throughput, the large photo, memory of the workers (MiB), seconds to the first answer."""
+    """Of one server: loads of one and eight clients, the large photo, memory of the workers (MiB), seconds to the
+    first answer, and CPU time of a request at eight clients (ms), which other programs on the machine change least.
+    """
 
     one: Result
     eight: Result
     large: Result
     memory_mib: float
     start_s: float
+    cpu_ms: float
 
 
 def main() -> None:
@@ -87,6 +92,7 @@ def run(scratch: Path, seconds: float) -> None:
             print(f"ours, {precision}: {ours[precision]}", flush=True)
     bare = {precision: bare_engine(scratch / precision / "model", photos, seconds) for precision in ours}
     table = report(ours, list(others.values()), bare)
+    slow_uploads(scratch / "int8", table, photos, seconds)
     density(scratch, table, photos[0])
     table.print()
     print(
@@ -123,9 +129,14 @@ def measure(port: int, pid: int, photos: list[bytes], large: list[bytes], second
     started = time.monotonic()
     wait_until(lambda: answers(port, photos[0]), timeout_s=120, what="the first answer")
     start_s = time.monotonic() - started
+    one = load.run(port, photos, clients=1, seconds=seconds)
+    before = cpu_s(pid)
+    eight = load.run(port, photos, clients=8, seconds=seconds)
+    cpu_ms = 1000 * (cpu_s(pid) - before) / eight.statuses.total()
     return Measured(
-        one=load.run(port, photos, clients=1, seconds=seconds),
-        eight=load.run(port, photos, clients=8, seconds=seconds),
+        one=one,
+        eight=eight,
+        cpu_ms=cpu_ms,
         large=load.run(port, large, clients=1, seconds=seconds),
         memory_mib=python_memory_mib(pid),
         start_s=start_s,
@@ -148,6 +159,15 @@ def descendants(root: int) -> Iterator[int]:
         for child in map(int, path.read_text().split()):
             yield child
             yield from descendants(child)
+
+
+def cpu_s(root: int) -> float:
+    """CPU time that a process and all below it have used."""
+    ticks = 0
+    for pid in (root, *descendants(root)):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def command(pid: int) -> str:
@@ -177,6 +197,47 @@ def _loop(artifact: Path, photos: list[bytes], seconds: float) -> float:
         predictor.predict(photos[count % len(photos)], Options())
         count += 1
     return count / (time.monotonic() - started)
+
+
+def slow_uploads(base: Path, table: Table, photos: list[bytes], seconds: float) -> None:
+    """p99 of four clients beside fifty uploads of 5 MB that trickle in at 10 kB/s, and without them."""
+    with starting_server(base) as server:
+        wait_until(partial(answers, server.port, photos[0]), timeout_s=120, what="the first answer")
+        alone = load.run(server.port, photos, clients=4, seconds=seconds)
+        with trickling(server.port, clients=50):
+            beside = load.run(server.port, photos, clients=4, seconds=seconds)
+    table.add(
+        "p99 beside 50 slow uploads (beside: twice without)",
+        ours=1000 * beside.p99,
+        other=2000 * alone.p99,
+        unit="ms",
+        target=1,
+        smaller=True,
+    )
+
+
+@contextlib.contextmanager
+def trickling(port: int, *, clients: int) -> Iterator[None]:
+    """Uploads that never end, each begun again when the server gives it up."""
+    stop = threading.Event()
+    head = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 5000000\r\n\r\n"
+
+    def upload() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)) as client:
+                client.sendall(head)
+                while not stop.wait(0.1):
+                    client.sendall(b"x" * 1000)
+
+    threads = [threading.Thread(target=upload) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
 
 
 def density(scratch: Path, table: Table, photo: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -291,3 +292,34 @@ def test_java_and_haproxy_of_the_wheels_are_enough(tmp_path: Path) -> None:
     with running_server(tmp_path, PATH=str(tmp_path)) as server:
         assert server.classify().status == 200
         assert server.call("POST", "/ping").status == 405
+
+
+def test_a8_73_a_batch_job_is_served_as_the_platform_starts_it(tmp_path: Path) -> None:
+    write_artifact(tmp_path / "model")
+    batch = {
+        "SAGEMAKER_BATCH": "True",  # As the SDK's local mode writes it (A9 77).
+        "SAGEMAKER_MAX_PAYLOAD_IN_MB": "6",
+        "SAGEMAKER_BATCH_STRATEGY": "SINGLE_RECORD",
+        "SAGEMAKER_MAX_CONCURRENT_TRANSFORMS": "4",
+    }
+    with running_server(tmp_path, **batch) as server:
+        parameters = server.call("GET", "/execution-parameters").json
+        assert parameters["MaxConcurrentTransforms"] * parameters["MaxPayloadInMB"] <= 100
+        assert server.call("GET", "/info").json["limits"] == {"max_payload_bytes": 6 * 1024**2, "deadline_s": 590}
+        assert server.classify(headers={"Accept": "application/jsonlines"}).status == 200
+
+
+def test_a6_51_connections_are_accepted_within_250_ms(tmp_path: Path) -> None:
+    write_artifact(tmp_path / "model")
+    with running_server(tmp_path) as server:
+        for _ in range(20):
+            started = time.monotonic()
+            with socket.create_connection(("127.0.0.1", server.port)):
+                assert time.monotonic() - started < 0.25
+
+
+def test_a6_62_an_answer_type_can_be_the_default(tmp_path: Path) -> None:
+    write_artifact(tmp_path / "model")
+    with running_server(tmp_path, SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT="text/csv") as server:
+        assert server.classify().headers["content-type"] == "text/csv"
+        assert server.classify(headers={"Accept": "application/json"}).json["label"]

@@ -147,6 +147,12 @@ def test_a7_68_a_body_that_is_no_load_request_is_400(server: Server, body: bytes
     assert server.call("POST", "/models", body).status == 400
 
 
+def test_a_chunked_or_large_load_request_is_refused(server: Server) -> None:
+    assert server.call("POST", "/models", iter([b"{}"])).status == 411
+    assert server.call("POST", "/models", b" " * 70_000).status == 413
+    assert server.ping() == 200
+
+
 def test_a7_68_a_name_that_could_not_be_called_is_400(server: Server, base: Path) -> None:
     assert load(server, base, "a/b", str(base / "models" / "one" / "model")).status == 400
 
