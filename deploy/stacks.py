@@ -202,7 +202,8 @@ def _require_movable(aws: Aws, name: str) -> None:
     if state.endswith("_IN_PROGRESS"):
         raise DeployError(f"stack '{name}' is {state}: another apply is under way; repeat when it has ended")
     if state == "ROLLBACK_COMPLETE":
-        raise DeployError(f"stack '{name}' was never made whole ({state}); delete the rest first: `endpoint destroy`")
+        command = "destroy --all" if name == aws.profile.base_stack else "endpoint destroy"
+        raise DeployError(f"stack '{name}' was never made whole ({state}); delete the rest first: `{command}`")
     if state in HALF_WAY:
         raise DeployError(f"stack '{name}' is half-way ({state}): `endpoint rollback` first\n{failure(aws, name)}")
 
