@@ -1,7 +1,9 @@
 # A newcomer needs two of these: `make demo` and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help demo image test test-slow bench lock lock-cpu
+.PHONY: help demo image page test test-slow bench lock lock-cpu
 SHELL := /bin/sh
+# Programs that tests call, such as aws, come from the environment of the tests.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -12,15 +14,18 @@ demo: .venv-deploy/ready ## train on real images in the container, serve the res
 image: ## build kennel:latest (container/build.sh lists the settings)
 	container/build.sh
 
-test: .venv/ready ## lint, types, and every test but the slow ones
+page: .venv-deploy/ready ## the page for people, for a container that serves (CONTAINER=127.0.0.1:8080)
+	.venv-deploy/bin/python lambda/local.py --container $(or $(CONTAINER),127.0.0.1:8080)
+
+test: .venv/ready .venv-sam/ready .venv-sdk/ready ## lint, types, and every test but the slow ones
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	.venv/bin/shellcheck container/*.sh deploy/*.sh
+	.venv/bin/shellcheck build_and_push.sh container/*.sh deploy/*.sh
 	.venv/bin/mypy
 	if container/engine.sh ensure >/dev/null; then container/build.sh; fi
 	.venv/bin/pytest -m 'not slow'
 
-test-slow: .venv/ready ## the tests that take minutes each
+test-slow: .venv/ready .venv-sam/ready .venv-sdk/ready ## the tests that take minutes each
 	.venv/bin/pytest -m slow
 
 bench: .venv/ready ## training, serving and Lambda, each beside the usual way
@@ -32,15 +37,17 @@ LOCKS = container/requirements container/requirements-torch-cuda deploy/requirem
 lock: .venv/ready ## write the hashed locks anew from the .in files
 	$(LOCK) tests/requirements.in -o tests/requirements.txt
 	for lock in $(LOCKS); do $(LOCK) $$lock.in -c tests/requirements.txt -o $$lock.txt || exit 1; done
+	for part in sam sdk; do $(LOCK) tests/requirements-$$part.in -o tests/requirements-$$part.txt || exit 1; done
 
 lock-cpu: .venv/ready ## lock PyTorch's CPU wheels (TORCH_INDEX=their index)
 	$(LOCK) container/requirements-torch-cpu.in -c tests/requirements.txt -o container/requirements-torch-cpu.txt \
 	    --extra-index-url '$(TORCH_INDEX)' --emit-index-url --index-strategy unsafe-best-match
 
+# Every environment is made alike: its folder, and the lock that fills it.
 .venv/ready: tests/requirements.txt
-	deploy/setup.sh .venv tests/requirements.txt
-	touch $@
-
 .venv-deploy/ready: deploy/requirements.txt
-	deploy/setup.sh .venv-deploy deploy/requirements.txt
+.venv-sam/ready: tests/requirements-sam.txt
+.venv-sdk/ready: tests/requirements-sdk.txt
+.venv/ready .venv-deploy/ready .venv-sam/ready .venv-sdk/ready:
+	deploy/setup.sh $(@D) $<
 	touch $@

@@ -1,8 +1,19 @@
 """The artifact: what training leaves in /opt/ml/model, and the manifest in which it describes itself.
 
     manifest.json         written last: a folder without it is no artifact
-    model.onnx            the network that is served, (batch, 3, height, width) float32 -> (batch, classes) logits
+    model.onnx            the network, float32
+    model.int8.onnx       the same in int8, where it was made; `network` names the one that is served
     weights.safetensors   the same weights, for further training
+
+Both networks take `photos`, (batch, 3, height, width) float32, and give by name
+
+    logits    (batch, classes)
+    features  (batch, channels)        what the head sees: for similarity search
+    maps      (batch, channels, h, w)  what `features` is the mean of over h and w
+
+The class-activation map of a class is the sum of `maps`, each weighted with the class's value for that channel in
+`fc.weight` (classes, channels) of weights.safetensors; a head of several layers (`head` is "mlp") has none. An output
+that is not asked for costs nothing.
 
 No pickle, no code, and no torch at import.
 """
@@ -25,6 +36,7 @@ from container.preprocessing import Preprocessing
 
 MANIFEST: Final = "manifest.json"
 NETWORK: Final = "model.onnx"
+INT8_NETWORK: Final = "model.int8.onnx"
 WEIGHTS: Final = "weights.safetensors"
 SCHEMA_VERSION: Final = 1
 
@@ -42,7 +54,11 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """All that serving needs to know of a trained network."""
+    """All that serving needs to know of a trained network.
+
+    Probabilities are softmax(logits / temperature); one at or above `confidence_threshold` (0 … 1, none: null) is
+    `confident`. `precision` is that of `network`: float32 or int8.
+    """
 
     architecture: str
     class_names: tuple[str, ...]
@@ -53,6 +69,7 @@ class Manifest:
     # What logits are divided by before the softmax, and the probability from which an answer counts as confident.
     temperature: float = 1.0
     confidence_threshold: float | None = None
+    head: str = "linear"
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
@@ -77,6 +94,7 @@ class Manifest:
             "precision": self.precision,
             "temperature": self.temperature,
             "confidence_threshold": self.confidence_threshold,
+            "head": self.head,
             "files": {name: {"sha256": entry.sha256, "bytes": entry.bytes} for name, entry in self.files.items()},
             "metrics": dict(self.metrics),
             "hyperparameters": dict(self.hyperparameters),
@@ -117,6 +135,7 @@ class Manifest:
             confidence_threshold=None
             if value.get("confidence_threshold") is None
             else float(value["confidence_threshold"]),
+            head=str(value.get("head", "linear")),
             files=files,
             metrics=dict(value.get("metrics", {})),
             hyperparameters=dict(value.get("hyperparameters", {})),
@@ -133,6 +152,10 @@ class Manifest:
         if len(manifest.class_names) < 2:
             raise ArtifactError(f"{MANIFEST} has {len(manifest.class_names)} class name(s); at least 2 are needed")
         return manifest
+
+
+def _optional_float(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def save_artifact(folder: Path, manifest: Manifest, writers: Mapping[str, Callable[[Path], object]]) -> Manifest:

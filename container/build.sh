@@ -2,6 +2,7 @@
 # Build kennel:latest for the host's architecture. Settings come from the environment, all optional:
 #
 #   IMAGE=kennel:latest   BASE=debian:bookworm-slim   TORCH=cuda|cpu   PRETRAINED=resnet50   RUN_AS=root
+#   PLATFORM=linux/amd64  REVISION=what the label says (default: git's)   ENGINE=a docker or podman that answers
 #   CA_BUNDLE=FILE        handed to pip as a build secret (PIP_CERT or SSL_CERT_FILE where those are set)
 #   PIP_CONFIG_FILE=FILE  a pip.conf, handed over as a build secret
 set -eu
@@ -59,15 +60,18 @@ build() {
     set -- --network=host --file container/Dockerfile --tag "$IMAGE" \
         --build-arg BASE="$BASE" --build-arg TORCH="$TORCH" \
         --build-arg PRETRAINED="${PRETRAINED:-}" --build-arg RUN_AS="${RUN_AS:-root}" \
-        --build-arg REVISION="$(git describe --always --dirty 2>/dev/null || echo unknown)" \
+        --build-arg REVISION="${REVISION:-$(git describe --always --dirty 2>/dev/null || echo unknown)}" \
         --build-arg CREATED="$(git log -1 --format=%cI 2>/dev/null || echo unknown)"
     if [ -n "$CA_BUNDLE" ]; then set -- "$@" --secret id=ca,src="$CA_BUNDLE"; fi
     if [ -f "${PIP_CONFIG_FILE:-}" ]; then set -- "$@" --secret id=pip,src="$PIP_CONFIG_FILE"; fi
-    DOCKER_BUILDKIT=1 BUILDKIT_PROGRESS=${BUILDKIT_PROGRESS:-plain} "$ENGINE" build "$@" .
+    if [ -n "${PLATFORM:-}" ]; then set -- "$@" --platform "$PLATFORM"; fi
+    # SageMaker takes one manifest of Docker's kind: no index, which BuildKit makes to attach provenance, and not OCI's.
+    case $ENGINE in *podman) set -- "$@" --format docker ;; esac
+    DOCKER_BUILDKIT=1 BUILDX_NO_DEFAULT_ATTESTATIONS=1 BUILDKIT_PROGRESS=${BUILDKIT_PROGRESS:-plain} "$ENGINE" build "$@" .
 }
 
 check_lock
-ENGINE=$(container/engine.sh ensure)
+ENGINE=${ENGINE:-$(container/engine.sh ensure)}
 check_room
 ensure_base
 build

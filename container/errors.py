@@ -45,6 +45,13 @@ class ServingError(KennelError):
     """Serving cannot go on: a program of the stack ended, or no worker comes back."""
 
 
+class OutOfMemoryError(KennelError):
+    """Too little memory for a model or a photo; SageMaker unloads another model and tries again."""
+
+    status = 507
+    code = "insufficient_memory"
+
+
 class RequestError(KennelError):
     """The caller of the endpoint can mend it."""
 

@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,9 @@ from deploy.programs import ROOT, Programs, container_or_host, free_port, wait_u
 
 FOLDER = ROOT / "demo"
 EPOCHS = 12
+# A mirrored digit is none.
+DIGITS = {"image-size": 32, "flip": "false"}
+PHOTOS = {"image-size": 128}
 ROWS_SHOWN = 20
 
 
@@ -38,7 +41,7 @@ def main() -> None:
     arguments = parse_arguments()
     base, held_out = prepare(arguments.data)
     programs = container_or_host(engine=arguments.engine != "none")
-    train(programs, base, image_size=32 if arguments.data is None else 128)
+    train(programs, base, DIGITS if arguments.data is None else PHOTOS)
     answers = serve_and_ask(programs, base, held_out)
     show(answers, base)
 
@@ -67,9 +70,9 @@ def prepare(data: Path | None) -> tuple[Path, Path]:
     return base, held_out
 
 
-def train(programs: Programs, base: Path, *, image_size: int) -> None:
+def train(programs: Programs, base: Path, settings: Mapping[str, object]) -> None:
     """Train a ResNet-18 from scratch; the bar follows the lines that training prints, one an epoch."""
-    hyperparameters = {"architecture": "resnet18", "pretrained": "false", "image-size": image_size, "epochs": EPOCHS}
+    hyperparameters = {"architecture": "resnet18", "pretrained": "false", "epochs": EPOCHS, **settings}
     flags = [word for name, value in hyperparameters.items() for word in (f"--{name}", str(value))]
     training = programs.train(base, flags)
     for line in with_progress(training, f"training {programs.where}"):

@@ -35,7 +35,9 @@ def answered(ask: Callable[[], Response], refuse: Callable[[Refusal], Response],
 
 
 def error(refusal: Refusal, record: Record) -> Response:
-    content = {"status": refusal.status, "code": refusal.code, "message": refusal.message}
+    # A message may quote what was sent, half a surrogate pair included, which no UTF-8 can carry back.
+    message = refusal.message.encode(errors="replace").decode()
+    content = {"status": refusal.status, "code": refusal.code, "message": message}
     return {"error": {**content, "request_id": record.request_id}}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from config import Config
 from endpoint import Answer, Buckets, Endpoint
@@ -13,9 +13,6 @@ from events import INLINE_BYTES, JSON, PNG, Request
 from photos import Photo, acceptable_bytes, fitted
 from telemetry import Record
 from urls import Fetcher
-
-# More than any model has: the endpoint then gives the probabilities of all classes.
-_ALL_CLASSES: Final = 999_999
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +42,7 @@ class Classifier:
         return answer.body
 
     def _attributes(self, request: Request) -> str:
-        top_k = _ALL_CLASSES if self.config.legacy_response else request.top_k or self.config.top_k
+        top_k = request.top_k or self.config.top_k
         return f"top_k={top_k}" if top_k else ""
 
     def _ask(self, request: Request, record: Record, *, accept: str, attributes: str) -> Answer:

@@ -6,7 +6,7 @@ import base64
 import itertools
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final, Protocol
 
@@ -24,6 +24,8 @@ from telemetry import Record
 from urls import Fetcher
 
 _CALLS: Final = itertools.count()
+# More than any model has: the endpoint then gives the probabilities of all.
+_ALL_CLASSES: Final = 999_999
 
 
 class Context(Protocol):
@@ -98,8 +100,10 @@ class Application:
             request = events.request_from_json(event)
             if request.explain:
                 return _heat_map(self.classifier.heat_map(request, record), record)
-            value = self.classifier.classify(request, record)
-            return answers.legacy(200, answers.scores(value)) if legacy else value
+            if legacy:
+                value = self.classifier.classify(replace(request, top_k=_ALL_CLASSES), record)
+                return answers.legacy(200, answers.scores(value))
+            return self.classifier.classify(request, record)
 
         def refuse(refusal: Refusal) -> Response:
             error = answers.error(refusal, record)

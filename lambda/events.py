@@ -125,7 +125,7 @@ def _body(event: Mapping[str, Any]) -> bytes:
             "the body was binary, and the API in front of this function turned it into text, which destroyed it; "
             "set the API's binary media types to */*, or send the photo as base64 in JSON"
         )
-    return str(text).encode()
+    return str(text).encode(errors="replace")
 
 
 def request_from_http(http: HttpRequest) -> Request:

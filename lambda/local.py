@@ -8,6 +8,7 @@ import http.client
 import sys
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
@@ -60,7 +61,8 @@ class ContainerEndpoint:
     def _call(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, str, bytes]:
         connection = http.client.HTTPConnection(self.address, timeout=_TIMEOUT_S)
         try:
-            connection.request(method, path, body, dict(headers))
+            with suppress(BrokenPipeError, ConnectionResetError):  # A refusal may come before the end of the body.
+                connection.request(method, path, body, dict(headers))
             response = connection.getresponse()
             return response.status, response.headers.get("Content-Type", ""), response.read()
         finally:

@@ -1,7 +1,7 @@
 """One JSON line a call: the log record, and in the same line CloudWatch's metrics (embedded metric format).
 
-Powertools would do this too, for 60 ms more of each cold start and 7 MB more to unpack. Traces need no code: with
-active tracing Lambda writes the segments, and boto3 passes the trace's header on.
+Powertools would do this too, for some 50 ms more of each cold start and 1.8 MB more to unpack (tests/benchmarks).
+Traces need no code: with active tracing Lambda writes the segments, and boto3 passes the trace's header on.
 """
 
 from __future__ import annotations

@@ -50,9 +50,7 @@ def answer(event: Mapping[str, Any], classifier: Classifier, record: Record) -> 
 def _posted(request: events.Request, classifier: Classifier, record: Record, cors: Mapping[str, str]) -> Response:
     if request.explain:
         return answers.proxy(200, classifier.heat_map(request, record), PNG, cors)
-    value = classifier.classify(request, record)
-    body = answers.to_json(answers.scores(value) if classifier.config.legacy_response else value)
-    return answers.proxy(200, body, JSON, cors)
+    return answers.proxy(200, answers.to_json(classifier.classify(request, record)), JSON, cors)
 
 
 def _cors(origin: str, allowed: frozenset[str]) -> dict[str, str]:

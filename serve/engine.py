@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import onnxruntime
@@ -17,6 +18,20 @@ INPUT = "photos"
 LOGITS = "logits"
 FEATURES = "features"
 MAPS = "maps"
+
+
+class Engine(Protocol):
+    """What runs a network."""
+
+    @property
+    def outputs(self) -> frozenset[str]:
+        """Names of what the network can give."""
+
+    def width(self, output: str) -> int | None:
+        """The second dimension of an output; None where the network does not give it."""
+
+    def run(self, photos: Float32Array, outputs: Sequence[str]) -> list[Float32Array]:
+        """(batch, 3, height, width) float32 -> the named outputs, float32."""
 
 
 class OnnxEngine:
@@ -49,16 +64,13 @@ class OnnxEngine:
 
     @property
     def outputs(self) -> frozenset[str]:
-        """Names of what the network can give."""
         return frozenset(value.name for value in self._session.get_outputs())
 
     def width(self, output: str) -> int | None:
-        """The second dimension of an output; None where the network does not give it."""
         widths = [value.shape[1] for value in self._session.get_outputs() if value.name == output]
         return int(widths[0]) if widths else None
 
     def run(self, photos: Float32Array, outputs: Sequence[str]) -> list[Float32Array]:
-        """(batch, 3, height, width) float32 -> the named outputs, float32."""
         return [np.asarray(value, np.float32) for value in self._session.run(list(outputs), {INPUT: photos})]
 
 

@@ -33,6 +33,9 @@ _LOAD_S = 300
 # The path of HAProxy's Prometheus figures; the scopes leave out those of single servers.
 FIGURES = "/metrics?scope=frontend&scope=backend&scope=global"
 
+# What HAProxy says of each proxy at its end, and of those that follow the one that is checked.
+NOISE = r"Proxy \S+ stopped|no server available|via health/control"
+
 _HEADERS = "host|content-type|content-length|transfer-encoding|expect|accept"
 ID = "%[var(txn.id)]"
 
@@ -158,11 +161,12 @@ frontend api
     log-format '{_log_line()}'
 
 {_lines(_paths(config))}
-    acl known path /ping /info /metrics /execution-parameters
-    acl reads path /ping /info /metrics /execution-parameters
+    acl known path /ping /info /metrics /openapi.json /execution-parameters
+    acl reads path /info /metrics /openapi.json /execution-parameters
     acl ping path /ping
     acl invocations var(txn.invocation) -m found
-    acl get method GET HEAD
+    acl get method GET
+    acl head method HEAD
     acl post method POST
     acl offered req.hdr(content-type),field(1,;),lower,regsub([[:space:]]+,,g) -m str {types}
 
@@ -224,10 +228,11 @@ def _refusals(config: FrontConfig) -> list[str]:
         _refuse(
             404,
             "not_found",
-            f"known paths are /ping, /info, /metrics, /execution-parameters, {inference}",
+            f"known paths are /ping, /info, /metrics, /openapi.json, /execution-parameters, {inference}",
             "unless known",
         ),
-        _refuse(405, "method_not_allowed", "use GET", "if reads !get", allow="GET, HEAD"),
+        _refuse(405, "method_not_allowed", "use GET", "if ping !get !head", allow="GET, HEAD"),
+        _refuse(405, "method_not_allowed", "use GET", "if reads !get", allow="GET"),
         _refuse(405, "method_not_allowed", "use POST", "if invocations !post", allow="POST"),
         *(managed if config.multi_model else []),
         _refuse(
@@ -305,7 +310,7 @@ frontend figures
 backend ping
     timeout server 1500ms
     http-request set-uri /health
-    http-request set-method GET
+    http-request set-method GET  # Control's answer has no body, as one to HEAD must have none.
     server control {config.control}
 
 backend control

@@ -74,7 +74,9 @@ def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | Non
     """MMS's entry: `data` is None at load, then a list of one {"body": bytearray}."""
     global _loaded
     if data is None:
-        _loaded = load(Path(context.system_properties["model_dir"]), model=context.model_name)
+        properties = context.system_properties
+        device = "cpu" if properties["gpu_id"] is None else f"cuda:{properties['gpu_id']}"
+        _loaded = load(Path(properties["model_dir"]), model=context.model_name, device=device)
         return None
     assert _loaded is not None  # noqa: S101  MMS loads before it calls
     headers = {name.lower(): value for name, value in context.get_all_request_header(0).items() if name != "body"}
@@ -84,13 +86,13 @@ def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | Non
     return [response.body.content.ljust(_LEAST_BODY_BYTES, b"\n")]
 
 
-def load(folder: Path, *, model: str) -> Worker:
+def load(folder: Path, *, model: str, device: str) -> Worker:
     """Load the artifact that the settings in `folder` name; tell `serve` whether it can be served."""
     settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     link = Link(Path(settings["control"]), model=model)
     started = time.monotonic()
     try:
-        predictor = Predictor.load(Path(settings["artifact"]), threads=settings["threads"])
+        predictor = Predictor.load(Path(settings["artifact"]), threads=settings["threads"], device=device)
     except MemoryError:
         raise  # Another worker may be ending; MMS tries again.
     except Exception as error:

@@ -12,10 +12,11 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """`cpus` may be a fraction, as a container engine's quota is."""
+    """`cpus` may be a fraction, as a container engine's quota is; `gpus` are NVIDIA's, those hidden left out."""
 
     cpus: float
     memory_bytes: int
+    gpus: int = 0
 
     @property
     def cores(self) -> int:
@@ -27,7 +28,16 @@ class Machine:
         """The tightest of what host, affinity and every enclosing cgroup allow."""
         cpus = [float(len(os.sched_getaffinity(0))), *_quotas(root)]
         memory = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_memory_limits(root)]
-        return cls(cpus=min(cpus), memory_bytes=min(memory))
+        return cls(cpus=min(cpus), memory_bytes=min(memory), gpus=_gpus(root, os.environ.get("CUDA_VISIBLE_DEVICES")))
+
+
+def _gpus(root: Path, visible: str | None) -> int:
+    """Device files of the driver, as far as CUDA_VISIBLE_DEVICES (a list; empty or -1 for none) lets them be seen."""
+    present = len(list((root / "dev").glob("nvidia[0-9]*")))
+    if visible is None:
+        return present
+    chosen = [name for name in visible.split(",") if name.strip() not in ("", "-1")]
+    return min(present, len(chosen))
 
 
 def _quotas(root: Path) -> Iterator[float]:

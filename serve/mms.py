@@ -127,7 +127,7 @@ def properties(
         "max_response_size": max_payload_bytes,
         "number_of_netty_threads": 2,
         "netty_client_threads": 2,
-        "number_of_gpu": 0,
+        "number_of_gpu": shape.gpus,
         "decode_input_request": "false",
         "preload_model": "false",
         "async_logging": "true",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from container.artifact import Manifest, find_artifact, load_manifest, verify_files
-from container.errors import ArtifactError, KennelError, RequestError, ServingError
+from container.errors import ArtifactError, KennelError, OutOfMemoryError, RequestError, ServingError
 from serve.control import Fleet
 from serve.front import FrontRuntime
 from serve.logs import log
@@ -49,13 +49,6 @@ class ModelUnusableError(RequestError):
     code: ClassVar[str] = "model_unusable"
 
 
-class OutOfMemoryError(KennelError):
-    """No room for this model; SageMaker unloads others and tries again."""
-
-    status: ClassVar[int] = 507
-    code: ClassVar[str] = "insufficient_memory"
-
-
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
     name: str
@@ -76,6 +69,7 @@ class Models:
         folder: Path,
         memory_mib: int,
         workers: int,
+        on_gpu: bool,
         settings: Mapping[str, Any],
         place: MmsPlace,
         fleet: Fleet,
@@ -87,6 +81,7 @@ class Models:
         self._folder = folder
         self._memory_mib = memory_mib
         self._workers = workers
+        self._on_gpu = on_gpu
         self._settings = settings
         self._place = place
         self._management = Management(place)
@@ -181,7 +176,8 @@ class Models:
 
     def _reserve(self, name: str, manifest: Manifest) -> int:
         size = manifest.files[manifest.network].bytes
-        need, for_a_moment = self._workers * model_mib(size), self._workers * loading_mib(size)
+        need = self._workers * model_mib(size, on_gpu=self._on_gpu)
+        for_a_moment = self._workers * loading_mib(size)
         with self._lock:
             taken = sum(self._planned_mib.values())
             if taken + need + for_a_moment > self._memory_mib:

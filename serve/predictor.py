@@ -11,7 +11,7 @@ import numpy as np
 from container.artifact import WEIGHTS, Manifest, find_artifact, load_manifest
 from container.errors import ArtifactError, NotAcceptableError
 from container.preprocessing import Float32Array, centre_square, normalise, open_photo
-from serve.engine import FEATURES, LOGITS, MAPS, OnnxEngine, return_freed_memory
+from serve.engine import FEATURES, LOGITS, MAPS, Engine, OnnxEngine, return_freed_memory
 from serve.explanation import class_activation_map, draw
 from serve.options import Options
 from serve.prediction import ClassProbability, Prediction
@@ -22,17 +22,18 @@ class Predictor:
     """Answers for single photos; on CPUs a batch is no faster, and takes its sum of memory at once."""
 
     manifest: Manifest
-    engine: OnnxEngine
+    engine: Engine
     folder: Path
 
     @classmethod
-    def load(cls, folder: Path, *, threads: int) -> Predictor:
+    def load(cls, folder: Path, *, threads: int, device: str = "cpu") -> Predictor:
         """Load the artifact in `folder` and answer for one blank photo, so that the first caller waits no longer.
 
-        Raises ArtifactError where the artifact and its network do not fit together.
+        On a `device` of torch's other than "cpu" it runs in torch. Raises ArtifactError where the artifact and its
+        network do not fit together.
         """
         manifest, folder = load_manifest(folder), find_artifact(folder)
-        predictor = cls(manifest, OnnxEngine(folder / manifest.network, threads=threads), folder)
+        predictor = cls(manifest, _engine(folder, manifest, threads=threads, device=device), folder)
         predictor.warm_up()
         return_freed_memory()
         return predictor
@@ -108,6 +109,14 @@ class Predictor:
 
     def _heat_map(self, data: bytes, maps: Float32Array, index: int) -> bytes:
         return draw(data, class_activation_map(maps, self.folder / WEIGHTS, index), self.manifest.preprocessing)
+
+
+def _engine(folder: Path, manifest: Manifest, *, threads: int, device: str) -> Engine:
+    if device == "cpu":
+        return OnnxEngine(folder / manifest.network, threads=threads)
+    from serve.torch_engine import TorchEngine  # torch takes seconds and 800 MB to import
+
+    return TorchEngine(folder, manifest, device=device)
 
 
 def softmax(logits: Float32Array) -> Float32Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -34,13 +35,13 @@ class Processes:
         self.stop_asked = True
         self._wake.set()
 
-    def start(self, name: str, command: Sequence[str], *, env: Mapping[str, str], retell_errors: bool = False) -> None:
-        """Start a program; with `retell_errors`, what it says on stderr becomes log lines of ours."""
-        errors = subprocess.PIPE if retell_errors else None
+    def start(self, name: str, command: Sequence[str], *, env: Mapping[str, str], noise: str | None = None) -> None:
+        """Start a program; with `noise`, its lines on stderr become log lines of ours, but for those that match it."""
+        errors = None if noise is None else subprocess.PIPE
         process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stderr=errors, process_group=0)
         self._names[process.pid] = name
-        if process.stderr:
-            threading.Thread(target=_retell, args=(name, process.stderr), daemon=True).start()
+        if process.stderr and noise:
+            threading.Thread(target=_retell, args=(name, process.stderr, noise), daemon=True).start()
         process.returncode = 0  # Reaped by `wait`; Popen's own bookkeeping would wait for it again.
 
     def wait(self, timeout_s: float) -> None:
@@ -76,6 +77,8 @@ class Processes:
             self.wait(0.5)
 
 
-def _retell(name: str, lines: IO[bytes]) -> None:
+def _retell(name: str, lines: IO[bytes], noise: str) -> None:
     for line in lines:
-        log(name, line.decode(errors="replace").strip())
+        text = line.decode(errors="replace").strip()
+        if not re.search(noise, text):
+            log(name, text)

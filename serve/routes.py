@@ -15,6 +15,7 @@ from container.errors import KennelError, RequestError
 from serve.control import Call, Reply
 from serve.logs import log
 from serve.models import Models
+from serve.openapi import document
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +41,15 @@ class Routes:
     def _route(self, call: Call) -> Reply:
         match call.path.strip("/").split("/"):
             case ["health"]:
-                return Reply(HTTPStatus.OK if self.ready() else HTTPStatus.SERVICE_UNAVAILABLE, {})
+                return Reply(HTTPStatus.OK if self.ready() else HTTPStatus.SERVICE_UNAVAILABLE, b"")
             case ["info"]:
                 return Reply(HTTPStatus.OK, self.info())
             case ["execution-parameters"]:
                 return Reply(HTTPStatus.OK, self.execution_parameters())
             case ["metrics"]:
                 return Reply(HTTPStatus.OK, self.metrics(), content_type=CONTENT_TYPE_LATEST)
+            case ["openapi.json"]:
+                return Reply(HTTPStatus.OK, document(multi_model=self.models is not None))
             case ["models", *name] if self.models and len(name) < 2:
                 return Reply(HTTPStatus.OK, _models(call, name[0] if name else "", self.models))
         return _error(404, "not_found", "there is nothing at this path", call.request_id)

@@ -20,6 +20,8 @@ _NETWORK_FACTOR = 1.4
 _LOADING_FACTOR = 2.2
 # container.preprocessing decodes up to 64 megapixels: 4 bytes each, as RGBA.
 _PHOTO_MIB = 256
+# torch with CUDA, in host memory: 815 MB measured on a CPU, the rest an estimate.
+_TORCH_MIB = 2048
 # More threads than this gain little on one 224 x 224 photo.
 _MAX_THREADS = 4
 # Only a chunked body can turn out larger than the limit when it is on its way to MMS already. Where MMS itself stops
@@ -40,6 +42,7 @@ class Shape:
     workers: int
     slots: int
     threads: int
+    gpus: int
     large_bodies: int
     heap_mib: int
     direct_mib: int
@@ -86,9 +89,10 @@ def choose_multi_model_shape(config: ServeConfig, machine: Machine) -> Shape:
     return shape
 
 
-def model_mib(network_bytes: int) -> int:
-    """What one worker with a network takes, photos aside, once it is loaded."""
-    return _WORKER_MIB + round(network_bytes / MIB * _NETWORK_FACTOR)
+def model_mib(network_bytes: int, *, on_gpu: bool = False) -> int:
+    """What one worker with a network takes of the host's memory, photos aside, once it is loaded."""
+    engine_mib = _TORCH_MIB if on_gpu else 0
+    return _WORKER_MIB + engine_mib + round(network_bytes / MIB * _NETWORK_FACTOR)
 
 
 def loading_mib(network_bytes: int) -> int:
@@ -97,7 +101,7 @@ def loading_mib(network_bytes: int) -> int:
 
 
 def _candidates(config: ServeConfig, machine: Machine) -> Iterator[tuple[int, int]]:
-    wanted = config.workers or machine.cores
+    wanted = config.workers or machine.gpus or machine.cores
     fewest = config.workers or 1  # A number that was asked for is kept or refused, never quietly lowered.
     for workers in range(wanted, fewest - 1, -1):
         for large_bodies in _LARGE_BODIES:
@@ -106,7 +110,7 @@ def _candidates(config: ServeConfig, machine: Machine) -> Iterator[tuple[int, in
 
 def _shape(config: ServeConfig, machine: Machine, workers: int, large_bodies: int, network_bytes: int) -> Shape:
     at_work_mib = max(_PHOTO_MIB + config.max_payload_mib, loading_mib(network_bytes))
-    worker_mib = model_mib(network_bytes) + at_work_mib
+    worker_mib = model_mib(network_bytes, on_gpu=machine.gpus > 0) + at_work_mib
     return _sum(config, machine, workers, workers, large_bodies, workers * worker_mib)
 
 
@@ -123,6 +127,7 @@ def _sum(config: ServeConfig, machine: Machine, workers: int, slots: int, large_
         workers=workers,
         slots=slots,
         threads=config.threads or min(machine.cores, _MAX_THREADS),
+        gpus=machine.gpus,
         large_bodies=large_bodies,
         heap_mib=heap_mib,
         direct_mib=direct_mib,

@@ -83,7 +83,7 @@ class Stack:
         path = self._place.folder / "haproxy.cfg"
         path.write_text(front.configuration(self._front))
         self._front.loaded_models.write_text("")
-        processes.start("front", [front.haproxy(), "-db", "-f", str(path)], env=env, retell_errors=True)
+        processes.start("front", [front.haproxy(), "-db", "-f", str(path)], env=env, noise=front.NOISE)
         properties = mms.properties(
             self._place,
             self._shape,
@@ -201,7 +201,6 @@ class Stack:
             processes.wait(_TICK_S)
 
     def _front_config(self) -> FrontConfig:
-        files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         return FrontConfig(
             port=self._config.port,
             folder=self._place.folder,
@@ -210,8 +209,7 @@ class Stack:
             slots=self._shape.slots,
             large_bodies=self._shape.large_bodies,
             queue_length=self._shape.slots * _QUEUE_PER_SLOT,
-            # HAProxy needs two files a connection and some of its own.
-            max_connections=_MOST_CONNECTIONS if files < 0 else max(64, min(_MOST_CONNECTIONS, (files - 100) // 2)),
+            max_connections=_max_connections(self._machine),
             max_payload_bytes=self._config.max_payload_bytes,
             queue_s=self._config.queue_s,
             work_s=self._config.work_s,
@@ -232,6 +230,7 @@ class Stack:
             folder=self._config.paths.models,
             memory_mib=memory_for_models(self._machine.memory_bytes, self._shape.total_mib),
             workers=self._shape.workers,
+            on_gpu=self._shape.gpus > 0,
             settings=self._worker_settings(),
             place=self._place,
             fleet=self._control.fleet,
@@ -239,6 +238,14 @@ class Stack:
             load_timeout_s=self._config.startup_timeout_s,
             drain_timeout_s=self._config.deadline_s,
         )
+
+
+def _max_connections(machine: Machine) -> int:
+    """As many as HAProxy's files (two a connection) allow, and a quarter of the memory if each filled its buffer."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    by_files = _MOST_CONNECTIONS if files < 0 else max(64, (files - 100) // 2)
+    by_memory = max(256, machine.memory_bytes // (4 * front.BUFFER_BYTES))
+    return min(_MOST_CONNECTIONS, by_files, by_memory)
 
 
 def _open_artifact(config: ServeConfig) -> Artifact:
@@ -251,10 +258,11 @@ def _choose_shape(config: ServeConfig, machine: Machine, artifact: Artifact | No
         shape = choose_shape(config, machine, manifest.files[manifest.network].bytes)
     else:
         shape = choose_multi_model_shape(config, machine)
+    where = f"torch on {machine.gpus} GPU(s)" if machine.gpus else f"ONNX Runtime on {machine.cpus:g} CPUs"
     log(
         "serve",
-        f"{shape.workers} worker(s) a model of {shape.threads} thread(s), ONNX Runtime on {machine.cpus:g} CPUs",
-        engine="onnxruntime",
+        f"{shape.workers} worker(s) a model of {shape.threads} thread(s), {where}",
+        engine="torch" if machine.gpus else "onnxruntime",
         network=artifact.manifest.network if artifact else None,
         cpus=machine.cpus,
         memory_limit_mib=machine.memory_bytes >> 20,

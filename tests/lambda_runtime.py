@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -148,7 +148,8 @@ def forward(address: str) -> Behaviour:
         headers = {name: call.headers[name] for name in names if name in call.headers}
         connection = http.client.HTTPConnection(address, timeout=60)
         try:
-            connection.request("POST", "/invocations", call.body, headers)
+            with suppress(BrokenPipeError, ConnectionResetError):  # A refusal may come before the end of the body.
+                connection.request("POST", "/invocations", call.body, headers)
             response = connection.getresponse()
             body = response.read()
         finally:

@@ -145,47 +145,49 @@ def _folders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def list_photos(channels: Channels) -> PhotoSets:
+def class_folder_names(channels: Channels) -> list[str]:
+    """Names of the class folders of training on this host."""
+    return [folder.name for folder in _folders(channels.training)]
+
+
+def list_photos(channels: Channels, folder_names: Iterable[str] | None = None) -> PhotoSets:
     """List the photos of all channels, validation empty where no such channel is given (see `split_validation`).
 
-    Raises DataError for fewer than two classes, or classes that training does not have.
+    `folder_names` are those of all hosts, where hosts hold different parts of the data. Raises DataError for fewer
+    than two classes, or classes that training does not have.
     """
-    folders = _class_folders(channels.training)
-    class_names = display_names([folder.name for folder in folders])
-    labels = {folder.name: label for label, folder in enumerate(folders)}
+    found = _in_order(set(folder_names or class_folder_names(channels)), channels.training)
+    class_names = display_names(found)
+    labels = {name: label for label, name in enumerate(found)}
     labels |= {name: label for label, name in enumerate(class_names)}
     photos = {
         role: _other_channel(role, root, labels)
         for role, root in (("validation", channels.validation), ("test", channels.test))
         if root is not None
     }
+    folders = _folders(channels.training)
     return PhotoSets(
         class_names=class_names,
-        training=_photos(folders, range(len(folders))),
+        training=_photos(folders, [labels[folder.name] for folder in folders]),
         validation=photos.get("validation", ()),
         test=photos.get("test", ()),
     )
 
 
 def without(sets: PhotoSets, unreadable: Container[Path]) -> PhotoSets:
-    """Leave the named files out. Raises DataError where a class, or a channel, is left empty."""
+    """Leave the named files out."""
 
     def kept(photos: Sequence[Photo]) -> tuple[Photo, ...]:
         return tuple(photo for photo in photos if photo.path not in unreadable)
 
-    left = replace(sets, training=kept(sets.training), validation=kept(sets.validation), test=kept(sets.test))
-    _check_classes(left)
-    for role in ("validation", "test"):
-        if getattr(sets, role) and not getattr(left, role):
-            raise DataError(f"channel {role!r} holds no readable photo")
-    return left
+    return replace(sets, training=kept(sets.training), validation=kept(sets.validation), test=kept(sets.test))
 
 
-def _check_classes(sets: PhotoSets) -> None:
-    if not sets.training:
+def check_classes(class_names: Sequence[str], filled: Container[int]) -> None:
+    """`filled` are the labels that have a training photo, on any host. Raises DataError where a class has none."""
+    empty = [name for label, name in enumerate(class_names) if label not in filled]
+    if len(empty) == len(class_names):
         raise DataError(f"channel 'training' holds no photos; expected JPEG, PNG or WebP files, {_LAYOUT}")
-    filled = {photo.label for photo in sets.training}
-    empty = [name for label, name in enumerate(sets.class_names) if label not in filled]
     if empty:
         raise DataError(
             f"channel 'training' has {len(empty)} class folder(s) without a readable photo ({', '.join(empty[:8])}); "
@@ -193,17 +195,16 @@ def _check_classes(sets: PhotoSets) -> None:
         )
 
 
-def _class_folders(root: Path) -> list[Path]:
-    folders = _folders(root)
-    if len(folders) < 2:
-        names = ", ".join(folder.name for folder in folders) or "none"
+def _in_order(names: Iterable[str], root: Path) -> list[str]:
+    found = sorted(names)
+    if len(found) < 2:
         raise DataError(
-            f"channel 'training' holds {len(folders)} class folder(s) ({names}) in {root}; "
+            f"channel 'training' holds {len(found)} class folder(s) ({', '.join(found) or 'none'}) in {root}; "
             f"it needs at least 2, {_LAYOUT}"
         )
-    if all(_NUMBERED.fullmatch(folder.name) for folder in folders):
-        folders.sort(key=lambda folder: int(folder.name.partition(".")[0]))
-    return folders
+    if all(_NUMBERED.fullmatch(name) for name in found):
+        found.sort(key=lambda name: int(name.partition(".")[0]))
+    return found
 
 
 def display_names(folder_names: Sequence[str]) -> tuple[str, ...]:
@@ -266,13 +267,17 @@ def split_validation(sets: PhotoSets, *, seed: int) -> PhotoSets:
         count = min(len(members) - 1, max(1, round(len(members) * VALIDATION_SHARE)))
         drawn = sorted(members, key=lambda photo: _draw(sets.class_names[photo.label], photo.path.name, seed))
         held_out.update(photo.path for photo in drawn[:count])
-    if not held_out:
-        raise DataError("every class has a single photo, so none is left to validate with; add photos to the classes")
     return replace(
         sets,
         training=tuple(photo for photo in sets.training if photo.path not in held_out),
         validation=tuple(photo for photo in sets.training if photo.path in held_out),
     )
+
+
+def check_validation(count: int) -> None:
+    """Raises DataError where no photo is left to validate with, on any host."""
+    if not count:
+        raise DataError("every class has a single photo, so none is left to validate with; add photos to the classes")
 
 
 def _draw(class_name: str, file_name: str, seed: int) -> bytes:

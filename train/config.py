@@ -35,13 +35,20 @@ class TrainConfig:
     pretrained: bool = _option(
         True, "start from weights of ImageNet: from the channel 'pretrained', the image, or a download"
     )
+    strategy: str = _option(
+        "auto",
+        "head: the pretrained layers stay as they are and are run once; full: all layers learn; gradual: the head "
+        "first, then all layers from it; auto: gradual with pretrained weights, full without",
+        choices=("auto", "head", "full", "gradual"),
+    )
     epochs: int = _option(10, "passes over the training photos", minimum=1, maximum=10_000)
     batch_size: int = _option(
-        32, "photos in a step, over all processes", minimum=2, maximum=65_536, tune=("16", "32", "64")
+        32, "photos in a step of each process", minimum=2, maximum=65_536, tune=("16", "32", "64")
     )
     learning_rate: float = _option(
         1e-3,
-        "highest rate of layers that start from nothing; layers with pretrained weights learn at a tenth of it",
+        "highest rate of layers that start from nothing, for 32 photos in a step over all processes (it follows the "
+        "square root of their number); layers with pretrained weights learn at a tenth of it",
         minimum=1e-8,
         maximum=10,
         tune=Range(low=1e-4, high=1e-2, log=True),
@@ -53,17 +60,60 @@ class TrainConfig:
         maximum=1,
         tune=Range(low=1e-4, high=1e-1, log=True),
     )
+    label_smoothing: float = _option(
+        0.1, "share of the truth that is spread over all classes", minimum=0, maximum=0.9, tune=Range(low=0, high=0.2)
+    )
+    class_weights: bool = _option(True, "let photos of rare classes count more, by the square root of the rarity")
+    ema_decay: float = _option(
+        0.99, "of the moving average of the weights, which is what is validated and kept; 0: none", minimum=0, maximum=1
+    )
+    patience: int = _option(10, "epochs without a better validation before training ends; 0: never", minimum=0)
     image_size: int = _option(224, "side in pixels of the square that the network sees", minimum=32, maximum=1024)
     flip: bool = _option(
         True, "show photos mirrored at random; false for writing, signs and other left-or-right matters"
+    )
+    randaugment: int = _option(
+        5, "magnitude of RandAugment's two random changes of colour or shape; 0: none", minimum=0, maximum=30
+    )
+    precision: str = _option(
+        "auto",
+        "of the arithmetic in training; auto: bfloat16 or float16 on CUDA, bfloat16 on CPUs that have it in hardware",
+        choices=("auto", "float32", "bfloat16", "float16"),
     )
     seed: int = _option(0, "of every random draw", minimum=0, maximum=2**32 - 1)
     workers: int = _option(
         -1, "processes that decode photos; -1: as many as the cores and /dev/shm allow", minimum=-1, maximum=256
     )
+    processes_per_host: int = _option(
+        -1, "training processes on each host; -1: one for each GPU, or one", minimum=-1, maximum=64
+    )
+    checkpoint_seconds: int = _option(
+        300, "least time between checkpoints within an epoch; each epoch ends with one in any case", minimum=0
+    )
+    quantize: str = _option(
+        "auto",
+        "int8: auto ships it if it proves as good as float32 on validation, always ships it, never does not make it",
+        choices=("auto", "never", "always"),
+    )
+    max_accuracy_drop: float = _option(
+        0.5, "points of validation accuracy that int8 may lose and still be shipped", minimum=0, maximum=100
+    )
+    coverage: float = _option(
+        0.95, "share of validation photos that the threshold for `confident` answers must keep", minimum=0, maximum=1
+    )
+    report: bool = _option(True, "write the report to output/data")
+    profile: bool = _option(False, "write a trace of some steps by torch's profiler to output/data")
+    strict_data: bool = _option(False, "end with an error where the same photo lies in two sets")
     top_k: int = _option(
         5, "classes in a served answer unless a request asks for another number", minimum=1, maximum=1000
     )
+
+    @property
+    def plan(self) -> str:
+        """The strategy, `auto` resolved."""
+        if self.strategy != "auto":
+            return self.strategy
+        return "gradual" if self.pretrained else "full"
 
     @classmethod
     def from_hyperparameters(
@@ -78,6 +128,11 @@ class TrainConfig:
         for source in (values, command_line or {}):
             for key, value in source.items():
                 problems += _take(key, value, parsed)
+        if parsed.get("strategy") in ("head", "gradual") and parsed.get("pretrained") is False:
+            problems.append(
+                f"strategy={parsed['strategy']} needs pretrained weights: without them it would freeze noise; use "
+                "strategy=full, or pretrained=true"
+            )
         if problems:
             raise ConfigError("; ".join(problems))
         return cls(**parsed)

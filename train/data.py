@@ -7,10 +7,9 @@ sees, float32 (batch, 3, height, width), made by container.preprocessing.preproc
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -19,12 +18,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms.v2 import RandAugment
 
-from container.errors import PhotoError
 from container.preprocessing import Float32Array, Preprocessing, open_photo, preprocess, upright
 from train.channels import Photo
-from train.stop import STOP
-from train.workers import usable_cores
+from train.distributed import ALONE, World
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -32,22 +30,39 @@ Pixels = npt.NDArray[np.uint8]
 # shows none of what the photo is of.
 _CROP_AREA: Final = (0.35, 1.0)
 _CROP_RATIO: Final = (3 / 4, 4 / 3)
+# torch's cross-entropy leaves this label out.
+FILLING: Final = -100
 
 
 class TrainingPhotos(Dataset[Any]):
-    """Augmented photos. An item is asked for by (epoch, index): its randomness depends on those and the seed alone."""
+    """Augmented photos. An item is asked for by (epoch, index, real): its randomness depends on seed, epoch and index.
 
-    def __init__(self, photos: Sequence[Photo], spec: Preprocessing, *, seed: int, flip: bool) -> None:
+    An item that is not `real` fills a batch up and has the label `FILLING`, which counts for nothing.
+    """
+
+    def __init__(
+        self,
+        photos: Sequence[Photo],
+        spec: Preprocessing,
+        *,
+        seed: int,
+        flip: bool,
+        randaugment: int = 0,
+        first: int = 0,
+    ) -> None:
         self.photos = photos
         self.spec = spec
         self.seed = seed
         self.flip = flip
+        self.randaugment = randaugment
+        self.first = first
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Pixels, int]:
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, int, bool]) -> tuple[Pixels, int]:
+        epoch, index, real = key
         photo = self.photos[index]
-        rng = np.random.default_rng((self.seed, epoch, index))
-        return augment(photo.path.read_bytes(), self.spec, rng, flip=self.flip), photo.label
+        rng = np.random.default_rng((self.seed, epoch, self.first + index))
+        pixels = augment(photo.path.read_bytes(), self.spec, rng, flip=self.flip, randaugment=self.randaugment)
+        return pixels, photo.label if real else FILLING
 
 
 class EvaluationPhotos(Dataset[Any]):
@@ -65,8 +80,8 @@ class EvaluationPhotos(Dataset[Any]):
         return preprocess(photo.path.read_bytes(), self.spec), photo.label
 
 
-def augment(data: bytes, spec: Preprocessing, rng: np.random.Generator, *, flip: bool) -> Pixels:
-    """A random crop of the photo, resized in one step and perhaps mirrored: (crop_size, crop_size, 3)."""
+def augment(data: bytes, spec: Preprocessing, rng: np.random.Generator, *, flip: bool, randaugment: int = 0) -> Pixels:
+    """A random crop of the photo, resized in one step, perhaps mirrored and changed: (crop_size, crop_size, 3)."""
     # Half as many pixels again as the network sees: a crop of a third of the area is hardly magnified.
     photo = open_photo(data, min_side=round(spec.crop_size * 1.5))
     size = (spec.crop_size, spec.crop_size)
@@ -75,7 +90,17 @@ def augment(data: bytes, spec: Preprocessing, rng: np.random.Generator, *, flip:
     crop = upright(crop).convert("RGB")
     if flip and rng.random() < 0.5:
         crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if randaugment:
+        crop = _changed(crop, randaugment, rng)
     return np.array(crop)  # torch wants memory that it may write to
+
+
+def _changed(photo: Image.Image, magnitude: int, rng: np.random.Generator) -> Image.Image:
+    # torchvision draws from torch's global generator: seed it for this photo, and leave it as it was.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(rng.integers(2**63)))
+        changed: Image.Image = RandAugment(num_ops=2, magnitude=magnitude)(photo)
+    return changed
 
 
 def _random_box(width: int, height: int, rng: np.random.Generator) -> tuple[float, float, float, float]:
@@ -109,27 +134,49 @@ class Normaliser:
         return batch.contiguous(memory_format=torch.channels_last)
 
 
-class TrainingBatches(Sampler[list[tuple[int, int]]]):
-    """Keys of an epoch's batches, in an order drawn from (seed, epoch); batches differ by one photo at most.
+class TrainingBatches(Sampler[list[tuple[int, int, bool]]]):
+    """Keys of an epoch's batches for one process; over all processes every photo comes once.
 
-    Set `epoch` (and `first_step`, to go on in the middle) before each pass.
+    Where all processes see the same photos (`shards` is None), an order drawn from (seed, epoch) is cut into steps,
+    and each step into a part for each process. Where each has photos of its own (`shards`: how many, by rank), each
+    cuts its own. Sizes differ by one photo at most between steps. Set `epoch` (and `first_step`, to go on in the
+    middle) before each pass.
     """
 
-    def __init__(self, count: int, *, batch_size: int, seed: int) -> None:
-        self.count = count
+    def __init__(
+        self, count: int, *, batch_size: int, seed: int, world: World = ALONE, shards: Sequence[int] | None = None
+    ) -> None:
         self.seed = seed
+        self.world = world
+        self.shards = shards
+        self.total = sum(shards) if shards else count
         self.epoch = 0
         self.first_step = 0
-        # No batch of one photo: BatchNorm cannot train on it.
-        self.steps = min(-(-count // batch_size), max(1, count // 2))
+        # No batch of one photo in a process: BatchNorm cannot train on it.
+        wanted = -(-self.total // (batch_size * world.size))
+        self.steps = min(wanted, max(1, self.total // (2 * world.size)))
 
     def __len__(self) -> int:
         return self.steps - self.first_step
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng((self.seed, self.epoch, self.count)).permutation(self.count)
-        for batch in np.array_split(order, self.steps)[self.first_step :]:
-            yield [(self.epoch, int(index)) for index in batch]
+    def __iter__(self) -> Iterator[list[tuple[int, int, bool]]]:
+        for part in self._parts()[self.first_step :]:
+            # A process without a photo in this step takes part with one that does not count.
+            real = len(part) > 0
+            yield [(self.epoch, int(index), real) for index in (part if real else [0])]
+
+    def _parts(self) -> list[npt.NDArray[np.int64]]:
+        rank, size = self.world.rank, self.world.size
+        if self.shards:
+            order = np.random.default_rng((self.seed, self.epoch, rank, 1)).permutation(self.shards[rank])
+            return np.array_split(order, self.steps)
+        order = np.random.default_rng((self.seed, self.epoch, self.total)).permutation(self.total)
+        return [np.array_split(step, size)[rank] for step in np.array_split(order, self.steps)]
+
+    def size_of(self, step: int) -> int:
+        """Photos of a step over all processes."""
+        # numpy.array_split gives the first `count % steps` parts one more.
+        return sum(count // self.steps + (step < count % self.steps) for count in (self.shards or [self.total]))
 
 
 def training_loader(
@@ -150,25 +197,7 @@ def evaluation_loader(dataset: EvaluationPhotos, *, batch_size: int, workers: in
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    # Workers inherit the handlers of `train`: they must neither end at a ^C nor outlive DataLoader's terminate().
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A ^C, and what `timeout` or a supervisor sends, goes to the whole process group: a loader that ends at it takes
+    # the job down before there is time to save. DataLoader's own terminate() must work on, so nothing is ignored.
+    os.setpgid(0, 0)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def find_unreadable(paths: Sequence[Path]) -> Mapping[Path, str]:
-    """Decode every photo at a small scale; return why those that cannot be read cannot.
-
-    The small scale is cheap (an eighth of the size for JPEGs) and still reads the file to its end.
-    """
-
-    def fault(path: Path) -> str | None:
-        STOP.check()
-        try:
-            open_photo(path.read_bytes(), min_side=1)
-        except (PhotoError, OSError) as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
-        faults = pool.map(fault, paths)
-        return {path: reason for path, reason in zip(paths, faults, strict=True) if reason}

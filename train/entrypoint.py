@@ -19,6 +19,7 @@ from train import toolkit
 from train.config import TrainConfig, describe, help_text, read_command_line, read_hyperparameters
 from train.failure import failure_text, write_failure
 from train.stop import STOP, Stopped
+from train.topology import Topology
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -36,19 +37,32 @@ def main(arguments: Sequence[str]) -> int:
         _prepare(paths)
         given = read_hyperparameters(paths.hyperparameters)
         config = TrainConfig.from_hyperparameters(given, read_command_line(arguments))
-        toolkit.run(functools.partial(train, paths, config), paths, given)
+        toolkit.run(functools.partial(train, paths, config, arguments), paths, given)
     except BaseException as error:  # The translator: SystemExit, too, must not pass for success.
         return _failed(paths, error)
     return 0
 
 
-def train(paths: SageMakerPaths, config: TrainConfig) -> None:
-    """Run the job, and make sure that what it leaves can be served."""
+def train(paths: SageMakerPaths, config: TrainConfig, arguments: Sequence[str]) -> None:
+    """Run the job, in this process or in several, and make sure that what it leaves can be served."""
     from train.export import check_loadable  # torch takes seconds to import; a misspelt hyperparameter need not wait.
     from train.job import run_job
+    from train.launch import run_processes
 
-    run_job(paths, config)
-    check_loadable(paths.model)
+    topology = Topology.read(paths.resource_config, processes=processes_of(config))
+    if topology.world_size == 1:
+        run_job(paths, config)
+    else:
+        run_processes(topology, arguments)
+    if topology.leads:
+        check_loadable(paths.model)
+
+
+def processes_of(config: TrainConfig) -> int:
+    """Training processes of this host: one for each GPU unless the user says otherwise."""
+    import torch
+
+    return config.processes_per_host if config.processes_per_host > 0 else max(1, torch.cuda.device_count())
 
 
 def _prepare(paths: SageMakerPaths) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from torchvision.models.resnet import ResNet
 
 from container.artifact import (
+    INT8_NETWORK,
     NETWORK,
     WEIGHTS,
     Manifest,
@@ -23,8 +25,7 @@ from container.artifact import (
     verify_files,
 )
 from container.errors import ArtifactError, TrainingError
-from container.preprocessing import Float32Array, Preprocessing
-from train.config import TrainConfig
+from container.preprocessing import Float32Array
 from train.graph import resnet_graph
 
 # Of max(1, |logit|). Two correct engines differ by 1e-6 to 1e-4: they add the same numbers in other orders.
@@ -32,38 +33,39 @@ _TOLERANCE: Final = 1e-3
 _VERSIONED: Final = ("kennel", "torch", "torchvision", "onnxruntime", "numpy", "pillow")
 
 
-def export(
-    model: ResNet,
-    config: TrainConfig,
-    folder: Path,
-    *,
-    class_names: Sequence[str],
-    spec: Preprocessing,
-    samples: Float32Array,
-    metrics: Mapping[str, float],
-) -> Manifest:
-    """Write the artifact. `samples` are preprocessed photos, (n, 3, height, width), on which the engines must agree.
+@dataclass(frozen=True, kw_only=True)
+class Networks:
+    """The graphs of one set of weights; `int8` where it was made, `int8_ships` where it is what is served."""
+
+    float32: bytes
+    int8: bytes | None = None
+    int8_ships: bool = False
+
+
+def build_network(model: ResNet, *, image_size: int, samples: Float32Array) -> bytes:
+    """The float32 graph. `samples` are preprocessed photos, (n, 3, height, width), on which the engines must agree.
 
     Raises TrainingError where ONNX Runtime's logits are not torch's.
     """
     model = model.cpu().eval()
-    network = resnet_graph(model, image_size=spec.crop_size).SerializeToString()
+    network: bytes = resnet_graph(model, image_size=image_size).SerializeToString()
     _check_agreement(network, model, samples)
+    return network
+
+
+def write_artifact(folder: Path, model: ResNet, networks: Networks, draft: Manifest) -> Manifest:
+    """Write networks, weights and manifest; `draft` says all but the files and what follows from `networks`."""
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-    draft = Manifest(
-        architecture=config.architecture,
-        class_names=tuple(class_names),
-        preprocessing=spec,
-        top_k=config.top_k,
-        metrics=metrics,
-        hyperparameters=config.to_json(),
-        versions=_versions(),
-    )
-    return save_artifact(
-        folder,
-        draft,
-        {NETWORK: lambda path: path.write_bytes(network), WEIGHTS: lambda path: save_file(weights, path)},
-    )
+    writers: dict[str, Callable[[Path], object]] = {
+        NETWORK: lambda path: path.write_bytes(networks.float32),
+        WEIGHTS: lambda path: save_file(weights, path),
+    }
+    int8 = networks.int8
+    if int8 is not None:
+        writers[INT8_NETWORK] = lambda path: path.write_bytes(int8)
+    served, precision = (INT8_NETWORK, "int8") if networks.int8_ships else (NETWORK, "float32")
+    draft = replace(draft, network=served, precision=precision, versions=_versions())
+    return save_artifact(folder, draft, writers)
 
 
 def _check_agreement(network: bytes, model: ResNet, samples: Float32Array) -> None:

@@ -15,7 +15,7 @@ import torch.hub
 import torchvision.models
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.models.resnet import ResNet
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from container.errors import WeightsError
 
@@ -30,6 +30,17 @@ def build_resnet(architecture: str, num_classes: int) -> ResNet:
     """torchvision's ResNet with fresh weights, drawn from torch's global generator."""
     model: ResNet = torchvision.models.get_model(architecture, weights=None, num_classes=num_classes)
     return model.to(memory_format=torch.channels_last)
+
+
+def quiet_branches(model: ResNet) -> None:
+    """Start every residual block as its short cut alone, so that a network can learn without BatchNorm's statistics.
+
+    The last BatchNorm's scale of each block begins at zero (Goyal et al. 2017, arXiv:1706.02677, 5.1).
+    """
+    for module in model.modules():
+        if isinstance(module, BasicBlock | Bottleneck):
+            last = module.bn2 if isinstance(module, BasicBlock) else module.bn3
+            nn.init.zeros_(last.weight)
 
 
 def load_pretrained(model: nn.Module, architecture: str, *, channel: Path | None, image: Path = IMAGE_WEIGHTS) -> str:

@@ -7,6 +7,7 @@ a handler it would run on until the SIGKILL.
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 from types import FrameType
 from typing import Final
 
@@ -23,10 +24,15 @@ class StopFlag:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._raising = False
+        self._file: Path | None = None
 
-    def install(self) -> None:
-        """Handle SIGTERM and SIGINT from now on, by raising `Stopped` until `hold` is called."""
+    def install(self, file: Path | None = None) -> None:
+        """Handle SIGTERM and SIGINT from now on, by raising `Stopped` until `hold` is called.
+
+        A `file` that appears asks the same: this is how one process passes the word to those it started.
+        """
         self._raising = True
+        self._file = file
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
 
@@ -35,11 +41,11 @@ class StopFlag:
         self._raising = False
 
     def requested(self) -> bool:
-        return self.signal is not None
+        return self.signal is not None or (self._file is not None and self._file.exists())
 
     def check(self) -> None:
         """Leave if asked to."""
-        if self.signal is not None:
+        if self.requested():
             raise Stopped(_NOTHING_SAVED)
 
     @property

@@ -34,16 +34,18 @@ def _quota() -> float:
         return math.inf
 
 
-def worker_count(requested: int, *, batch_bytes: int, cuda: bool, shared_memory: Path = _SHARED_MEMORY) -> int:
+def worker_count(
+    requested: int, *, batch_bytes: int, cuda: bool, processes: int = 1, shared_memory: Path = _SHARED_MEMORY
+) -> int:
     """Obey `requested` (-1: choose), but never fill /dev/shm: a worker that does dies of SIGBUS.
 
-    `batch_bytes` is the size of the largest batch that is handed over.
+    `batch_bytes` is the size of the largest batch that is handed over; `processes` share the cores and the memory.
     """
-    cores = usable_cores()
+    cores = max(1, usable_cores() // processes)
     # Without a GPU the cores compute too; one is left to them.
     wanted = requested if requested >= 0 else min(_MAX_WORKERS, cores if cuda else max(1, cores - 1))
     free = shutil.disk_usage(shared_memory).free if shared_memory.is_dir() else 0
-    fitting = int(0.8 * free / (batch_bytes * _BATCHES_A_WORKER))
+    fitting = int(0.8 * free / (processes * batch_bytes * _BATCHES_A_WORKER))
     if fitting >= wanted:
         return wanted
     print(

@@ -49,6 +49,18 @@ def run(port: int, photos: Sequence[bytes], *, clients: int, seconds: float, pat
     )
 
 
+def once(port: int, photo: bytes, path: str = "/invocations") -> int:
+    """One photo on a connection of its own; returns the status."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    try:
+        connection.request("POST", path, photo, HEADERS)
+        response = connection.getresponse()
+        response.read()
+        return response.status
+    finally:
+        connection.close()
+
+
 def _client(
     port: int,
     path: str,

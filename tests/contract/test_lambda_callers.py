@@ -165,6 +165,13 @@ def test_old_callers_are_told_of_errors_too(runtime: RuntimeStandIn) -> None:
     assert json.loads(answer["body"])["error"]["code"] == "url_not_allowed"
 
 
+def test_the_page_and_new_callers_over_http_are_not_old_callers(runtime: RuntimeStandIn) -> None:
+    response = function(legacy_response=True).handle(event("rest_api_photo"), Context())
+
+    assert json.loads(response["body"])["label"] == "Affenpinscher"
+    assert runtime.calls[0].attributes == "top_k=3"
+
+
 # Errors, each by what causes it.
 
 ERRORS: dict[str, tuple[Behaviour, int, str]] = {

@@ -18,8 +18,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import axe_core_python
+import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from safetensors.numpy import save_file
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -28,6 +31,8 @@ from selenium.webdriver.remote.webelement import WebElement
 
 import local
 from classify import Application
+from container.artifact import NETWORK, WEIGHTS, Manifest, save_artifact
+from container.preprocessing import Preprocessing
 from deploy.lambda_zip import build
 from endpoint import SageMakerEndpoint
 from tests.lambda_runtime import (
@@ -42,7 +47,7 @@ from tests.lambda_runtime import (
     photo_answer,
     service_error,
 )
-from tests.serving import running_server, write_artifact
+from tests.serving import CLASSES, SIZE, running_server
 from tests.support import encoded, picture, wait_until
 
 CHROMIUM: Final = shutil.which("chromium") or shutil.which("google-chrome")
@@ -206,8 +211,8 @@ def test_a_photo_is_dropped_or_pasted(page: Page, kind: str) -> None:
 
 
 def test_the_whole_way_from_the_browser_to_the_network_and_back(driver: webdriver.Chrome, tmp_path: Path) -> None:
-    """A function URL, the zip in a real Lambda runtime, HAProxy, MMS and ONNX Runtime."""
-    write_artifact(tmp_path / "opt-ml/model")
+    """A function URL, the zip in a real Lambda runtime, HAProxy, MMS and ONNX Runtime; its heat map too."""
+    write_explained_artifact(tmp_path / "opt-ml/model")
     zipfile.ZipFile(io.BytesIO(build().data)).extractall(tmp_path / "lambda/task")
     with (
         running_server(tmp_path / "opt-ml") as server,
@@ -216,11 +221,62 @@ def test_the_whole_way_from_the_browser_to_the_network_and_back(driver: webdrive
         function_url(lambda value: made.invoke(value).value) as address,
     ):
         page = Page(driver, runtime, tmp_path)
+        page.resize("phone")
         driver.get(address)
-        page.choose(encoded(Image.new("RGB", (300, 200), (30, 60, 240))))
+        photo = Image.new("RGB", (320, 240), "black")
+        photo.paste("blue", (160, 0, 320, 240))
+        page.choose(encoded(photo))
 
         page.wait("#label", "blue")
         assert page.find("#predictions li:first-child .name").text == "blue"
+        page.click("#explain")
+        wait_until(lambda: page.find("#explain").text == "Show the photo again", timeout_s=15, what="the heat map")
+        page.screenshot("whole-way")
+        left, right = page.run(PIXELS)
+        # Where the photo is blue, the map is red.
+        assert right[0] > left[0] + 50
+
+
+# The colours of the photo on show, at a quarter and at three quarters of its width.
+PIXELS: Final = """
+    const photo = document.getElementById("photo");
+    const canvas = new OffscreenCanvas(photo.naturalWidth, photo.naturalHeight);
+    const pen = canvas.getContext("2d", {willReadFrequently: true});
+    pen.drawImage(photo, 0, 0);
+    const at = (share) => [...pen.getImageData(photo.naturalWidth * share, photo.naturalHeight / 2, 1, 1).data];
+    return [at(0.25), at(0.75)];
+"""
+
+
+def write_explained_artifact(folder: Path) -> None:
+    """A network whose maps are the photo's colours, coarsely, and whose head is one linear layer."""
+    nodes = [
+        helper.make_node("AveragePool", ["photos"], ["maps"], kernel_shape=[4, 4], strides=[4, 4]),
+        helper.make_node("GlobalAveragePool", ["maps"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["features"]),
+        helper.make_node("Gemm", ["features", "weight"], ["logits"], transB=1),
+    ]
+    shapes: dict[str, list[str | int]] = {
+        "logits": ["batch", 3],
+        "features": ["batch", 3],
+        "maps": ["batch", 3, SIZE // 4, SIZE // 4],
+    }
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    photos = helper.make_tensor_value_info("photos", TensorProto.FLOAT, ["batch", 3, SIZE, SIZE])
+    head = np.eye(3, dtype=np.float32)
+    graph = helper.make_graph(nodes, "tiny", [photos], outputs, [numpy_helper.from_array(head, "weight")])
+    network = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    manifest = Manifest(
+        architecture="resnet18",
+        class_names=CLASSES,
+        preprocessing=Preprocessing.for_image_size(SIZE),
+        top_k=3,
+    )
+    writers = {
+        NETWORK: lambda path: path.write_bytes(network.SerializeToString()),
+        WEIGHTS: lambda path: save_file({"fc.weight": head}, path),
+    }
+    save_artifact(folder, manifest, writers)
 
 
 def test_what_is_dropped_and_no_photo_is_told(page: Page) -> None:

@@ -6,11 +6,9 @@ import io
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import threading
-import urllib.request
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +16,7 @@ from pathlib import Path
 
 import boto3
 import botocore.exceptions
+import httpx
 import pytest
 from botocore.config import Config
 
@@ -38,6 +37,8 @@ from tests.lambda_runtime import (
     service_error,
 )
 from tests.support import encoded, free_port, picture, wait_until
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -88,11 +89,9 @@ def test_recorded_events_through_the_real_runtime(warm: Function, runtime: Runti
 
 def test_a_photo_through_a_function_url(warm: Function, runtime: RuntimeStandIn) -> None:
     with function_url(lambda value: warm.invoke(value).value) as address:
-        request = urllib.request.Request(f"{address}/", encoded(picture(), "JPEG"), {"Content-Type": "image/jpeg"})  # noqa: S310 - http
-        with urllib.request.urlopen(request) as response:  # noqa: S310
-            answer = json.load(response)
+        response = httpx.post(f"{address}/", content=encoded(picture(), "JPEG"), headers={"Content-Type": "image/jpeg"})
 
-    assert answer["label"] == "Affenpinscher"
+    assert response.json()["label"] == "Affenpinscher"
 
 
 def test_cold_and_warm_calls_are_told_apart_in_the_log(root: Path, runtime: RuntimeStandIn) -> None:
@@ -117,6 +116,16 @@ def test_errors_come_back_as_answers_not_as_function_errors(warm: Function, runt
 
     assert (result.failed, result.value["statusCode"]) == (False, 502)
     assert not [secret for secret in SECRETS if secret in result.payload.decode()]
+
+
+@pytest.mark.parametrize("text", ["\ud800", "é", "\x00", "<script>"])
+def test_whatever_is_quoted_back_can_be_sent_back(warm: Function, runtime: RuntimeStandIn, text: str) -> None:
+    http = {**event("rest_api_json"), "body": text}
+    values = [{"s3": text}, {text: 1}, {"url": f"https://{text}.example.com/"}, {"image": text}, text, http]
+    results = [warm.invoke(value) for value in values]
+
+    assert [result.failed for result in results] == [False] * len(values)
+    assert {result.value.get("statusCode") or result.value["error"]["status"] for result in results} <= {400, 403}
 
 
 def test_a_notification_that_must_be_tried_again_is_a_function_error(warm: Function, runtime: RuntimeStandIn) -> None:
@@ -199,14 +208,15 @@ def test_pillow_is_packaged_for_lambdas_platform_on_request(architecture: str) -
 
 
 def _emulator() -> Path | None:
-    """The runtime interface emulator that aws-sam-cli ships, where `sam` is on PATH."""
-    sam = shutil.which("sam")
+    """The runtime interface emulator that aws-sam-cli ships, where that is installed in .venv-sam."""
     architecture = {"aarch64": "arm64"}.get(platform.machine(), platform.machine())
-    folders = Path(sam).resolve().parent.parent.glob("lib/python3*/site-packages/samcli/local/rapid") if sam else ()
-    return next((folder / f"aws-lambda-rie-{architecture}" for folder in folders), None)
+    pattern = f"lib/python3*/site-packages/samcli/local/rapid/aws-lambda-rie-{architecture}"
+    return next((REPOSITORY / ".venv-sam").glob(pattern), None)
 
 
-@pytest.mark.skipif(_emulator() is None, reason="aws-sam-cli is not on PATH: no runtime interface emulator")
+@pytest.mark.skipif(
+    _emulator() is None, reason="needs .venv-sam: python -m venv .venv-sam && .venv-sam/bin/pip install aws-sam-cli"
+)
 def test_in_the_emulator_that_aws_ships(root: Path, runtime: RuntimeStandIn, tmp_path: Path) -> None:
     front, api = free_port(), free_port()
     addresses = (

@@ -158,6 +158,22 @@ def test_a6_56_sigterm_before_it_is_ready_exits_0_too(tmp_path: Path) -> None:
         assert server.process.wait(25) == 0
 
 
+def test_a6_56_sigterm_at_the_first_moment_exits_0(tmp_path: Path) -> None:
+    write_artifact(tmp_path / "model")
+    with starting_server(tmp_path) as server:
+        handled = wait_until(lambda: _handles_sigterm(server.process.pid), timeout_s=10, what="a handler of SIGTERM")
+        assert handled
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(10) == 0
+        assert "Traceback" not in server.log.read_text()
+
+
+def _handles_sigterm(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:")).split()[1]
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
 def test_a6_53_a_killed_worker_comes_back(tmp_path: Path) -> None:
     write_artifact(tmp_path / "model")
     with running_server(tmp_path) as server:

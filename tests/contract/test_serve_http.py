@@ -176,6 +176,16 @@ def test_a9_85_a_decompression_bomb_is_422(server: Server) -> None:
     assert_error(server.classify(bomb, "image/png"), 422, "photo_too_large")
 
 
+def test_head_of_ping_has_no_body_and_leaves_the_connection_usable(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+        for method in (b"HEAD", b"GET", b"HEAD"):
+            client.sendall(method + b" /ping HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = client.recv(4096)
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert answer.endswith(b"\r\n\r\n")
+    assert server.call("HEAD", "/info").status == 405
+
+
 def test_chunked_bodies_and_keep_alive(server: Server) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     for _ in range(3):

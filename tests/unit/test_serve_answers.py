@@ -16,14 +16,15 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from container.artifact import NETWORK, WEIGHTS, Manifest, save_artifact
-from container.errors import NotAcceptableError
+from container.artifact import NETWORK, WEIGHTS, Manifest, load_manifest, save_artifact
+from container.errors import ArtifactError, NotAcceptableError
 from container.preprocessing import Preprocessing, preprocess
 from serve import codec
 from serve.api import JSON
 from serve.explanation import class_activation_map
 from serve.options import Options
 from serve.predictor import Predictor, softmax
+from serve.torch_engine import TorchEngine
 from tests.serving import write_artifact
 from tests.support import encoded, picture
 from train.graph import resnet_graph
@@ -117,6 +118,27 @@ def test_a_network_without_these_outputs_says_so(tmp_path: Path) -> None:
     for options in (Options(embed=True), Options(explain=True)):
         with pytest.raises(NotAcceptableError, match="gives no"):
             predictor.predict(PHOTO, options)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_torch_answers_as_onnx_runtime_does(tmp_path: Path, layers: int) -> None:
+    """On a CPU, in float32; the half precision of a GPU is not tested."""
+    head = nn.Linear(512, 5) if layers == 1 else nn.Sequential(nn.Linear(512, 8), nn.ReLU(), nn.Linear(8, 5))
+    save(tmp_path, head)
+    onnx = Predictor.load(tmp_path, threads=1).engine
+    rebuilt = TorchEngine(tmp_path, load_manifest(tmp_path), device="cpu")
+    photos, names = preprocess(PHOTO, SPEC)[None], ["logits", "features", "maps"]
+    for found, expected in zip(rebuilt.run(photos, names), onnx.run(photos, names), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert [rebuilt.width(name) for name in names] == [onnx.width(name) for name in names]
+    assert rebuilt.outputs >= onnx.outputs
+
+
+def test_weights_of_another_network_are_named(tmp_path: Path) -> None:
+    save(tmp_path, nn.Linear(512, 5))
+    other = replace(load_manifest(tmp_path), architecture="resnet34")
+    with pytest.raises(ArtifactError, match="not the weights of a resnet34"):
+        TorchEngine(tmp_path, other, device="cpu")
 
 
 def test_confident_is_the_manifest_s_threshold(predictor: Predictor) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from container.errors import OutOfMemoryError
 from serve.control import Fleet
 from serve.front import FrontConfig, FrontRuntime
 from serve.mms import MmsPlace
-from serve.models import Models, OutOfMemoryError, memory_for_models
+from serve.models import Models, memory_for_models
 from serve.shape import model_mib
 from tests.serving import write_artifact
 
@@ -33,6 +34,7 @@ def test_a7_68_too_little_memory_is_507_with_the_figures_and_leaves_nothing_behi
         folder=tmp_path / "models",
         memory_mib=model_mib(0) - 1,
         workers=1,
+        on_gpu=False,
         settings={},
         place=MmsPlace(folder=tmp_path, inference="unix:/nowhere", management="unix:/nowhere"),
         fleet=Fleet(work_s=1),

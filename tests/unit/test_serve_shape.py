@@ -102,3 +102,19 @@ def test_a_number_of_workers_that_was_asked_for_is_kept_or_refused() -> None:
     assert (shape.workers, shape.threads) == (3, 1)
     with pytest.raises(ConfigError, match="SAGEMAKER_MODEL_SERVER_WORKERS"):
         choose_shape(asked, Machine(cpus=2, memory_bytes=1024 * MIB), RESNET50)
+
+
+@pytest.mark.parametrize(("visible", "gpus"), [(None, 2), ("0", 1), ("0,1", 2), ("", 0), ("-1", 0), ("GPU-a,GPU-b", 2)])
+def test_a6_66_gpus_are_counted_as_far_as_they_may_be_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, gpus: int
+) -> None:
+    root = tree(tmp_path, {"dev/nvidia0": "", "dev/nvidia1": "", "dev/nvidiactl": "", "proc/self/cgroup": ""})
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert Machine.read(root).gpus == gpus
+
+
+def test_a_gpu_has_one_worker() -> None:
+    shape = choose_shape(DEFAULTS, Machine(cpus=8, memory_bytes=32768 * MIB, gpus=1), RESNET50)
+    assert (shape.workers, shape.gpus) == (1, 1)

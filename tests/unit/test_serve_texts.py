@@ -27,7 +27,9 @@ FRONT = FrontConfig(
     queue_s=10,
     work_s=45,
 )
-SHAPE = Shape(workers=2, slots=2, threads=2, large_bodies=8, heap_mib=564, direct_mib=282, total_mib=0, reason="")
+SHAPE = Shape(
+    workers=2, slots=2, threads=2, gpus=0, large_bodies=8, heap_mib=564, direct_mib=282, total_mib=0, reason=""
+)
 PLACE = MmsPlace(folder=Path("/run/k"), inference="unix:/run/k/mms.sock", management="unix:/run/k/management.sock")
 
 
@@ -111,7 +113,7 @@ def test_netty_s_library_is_unpacked_from_the_jar(tmp_path: Path) -> None:
 
 
 def test_the_program_that_watches_imports_no_engine() -> None:
-    code = "import sys, serve.__main__; print('onnxruntime' in sys.modules, 'torch' in sys.modules)"
+    code = "import sys, serve.entrypoint; print('onnxruntime' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 

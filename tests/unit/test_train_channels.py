@@ -10,8 +10,17 @@ import pytest
 from container.contract import SageMakerPaths
 from container.errors import DataError
 from tests.support import encoded, picture
-from train.channels import Channels, display_names, find_channels, list_photos, split_validation, without
-from train.data import find_unreadable
+from train.channels import (
+    Channels,
+    check_classes,
+    check_validation,
+    display_names,
+    find_channels,
+    list_photos,
+    split_validation,
+    without,
+)
+from train.doctor import look
 
 PHOTO = encoded(picture(20, 20), "JPEG")
 
@@ -154,7 +163,8 @@ def test_fewer_than_two_classes_are_refused(tmp_path: Path, classes: dict[str, i
 def test_an_empty_class_is_named(tmp_path: Path) -> None:
     fill(tmp_path, cats=1, dogs=0)
     with pytest.raises(DataError, match=r"without a readable photo \(dogs\)"):
-        without(list_photos(Channels(training=tmp_path)), ())
+        check_classes(("cats", "dogs"), {0})
+    assert {photo.label for photo in list_photos(Channels(training=tmp_path)).training} == {0}
 
 
 def test_unreadable_photos_are_left_out_and_may_empty_a_class(tmp_path: Path) -> None:
@@ -162,14 +172,17 @@ def test_unreadable_photos_are_left_out_and_may_empty_a_class(tmp_path: Path) ->
     (tmp_path / "cats" / "0.jpg").write_bytes(PHOTO[:-200])
     (tmp_path / "cats" / "no.heic").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 40)
     sets = list_photos(Channels(training=tmp_path))
-    faults = find_unreadable([photo.path for photo in sets.training])
+    facts = look([photo.path for photo in sets.training])
+    faults = {path: fact.fault for path, fact in facts.items() if fact.fault}
     assert {path.name: reason.split(":")[0] for path, reason in faults.items()} == {
         "0.jpg": "the photo is damaged or truncated",
         "no.heic": "HEIC and AVIF photos are not read; send JPEG, PNG or WebP",
     }
     assert len(without(sets, faults).training) == 3
-    with pytest.raises(DataError, match="cats"):
-        without(sets, {*faults, tmp_path / "cats" / "1.jpg"})
+    left = without(sets, {*faults, tmp_path / "cats" / "1.jpg"})
+    assert {photo.label for photo in left.training} == {1}
+    with pytest.raises(DataError, match="holds no photos"):
+        check_classes(sets.class_names, ())
 
 
 def test_other_channels_may_hold_fewer_classes_but_no_others(tmp_path: Path) -> None:
@@ -192,5 +205,6 @@ def test_the_split_is_stratified_and_depends_on_the_seed_alone(tmp_path: Path) -
 
 
 def test_nothing_to_validate_with_is_an_error(tmp_path: Path) -> None:
+    sets = split_validation(list_photos(Channels(training=fill(tmp_path, a=1, b=1))), seed=0)
     with pytest.raises(DataError, match="single photo"):
-        split_validation(list_photos(Channels(training=fill(tmp_path, a=1, b=1))), seed=0)
+        check_validation(len(sets.validation))

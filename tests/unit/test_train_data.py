@@ -42,10 +42,10 @@ def test_every_kind_of_photo_can_be_augmented(name: str) -> None:
 
 def test_a_crop_depends_on_seed_epoch_and_index_alone(photos: list[Photo]) -> None:
     dataset = TrainingPhotos(photos, SPEC, seed=3, flip=True)
-    first = dataset[(2, 5)][0]
-    dataset[(1, 4)]
-    np.testing.assert_array_equal(first, dataset[(2, 5)][0])
-    others = [dataset[(3, 5)][0], TrainingPhotos(photos, SPEC, seed=4, flip=True)[(2, 5)][0]]
+    first = dataset[(2, 5, True)][0]
+    dataset[(1, 4, True)]
+    np.testing.assert_array_equal(first, dataset[(2, 5, True)][0])
+    others = [dataset[(3, 5, True)][0], TrainingPhotos(photos, SPEC, seed=4, flip=True)[(2, 5, True)][0]]
     assert all(not np.array_equal(first, other) for other in others)
 
 
@@ -66,17 +66,17 @@ def test_batches_hold_every_photo_once_and_are_of_even_size(count: int, batch_si
     found = list(batches)
     assert {len(batch) for batch in found} == sizes
     assert len(found) == len(batches)
-    assert sorted(index for batch in found for _, index in batch) == list(range(count))
+    assert sorted(index for batch in found for _, index, _ in batch) == list(range(count))
 
 
 def test_the_order_changes_with_the_epoch_and_can_be_entered_in_the_middle() -> None:
     batches = TrainingBatches(40, batch_size=8, seed=0)
-    first = [[index for _, index in batch] for batch in batches]
+    first = [[index for _, index, _ in batch] for batch in batches]
     batches.epoch = 1
-    second = [[index for _, index in batch] for batch in batches]
+    second = [[index for _, index, _ in batch] for batch in batches]
     assert first != second
     batches.first_step = 3
-    assert [[index for _, index in batch] for batch in batches] == second[3:]
+    assert [[index for _, index, _ in batch] for batch in batches] == second[3:]
 
 
 def test_loader_processes_change_nothing(photos: list[Photo]) -> None:

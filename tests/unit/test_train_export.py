@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 
 from container.artifact import MANIFEST, WEIGHTS, Manifest
 from container.errors import ArtifactError, TrainingError
-from container.preprocessing import Preprocessing, preprocess
+from container.preprocessing import Float32Array, Preprocessing, preprocess
 from tests.support import odd_photos
 from train.channels import Photo
 from train.config import TrainConfig
 from train.data import EvaluationPhotos, Normaliser, evaluation_loader
-from train.export import check_loadable, export
+from train.export import Networks, build_network, check_loadable, write_artifact
 from train.loop import predict
 from train.model import build_resnet
 
@@ -27,17 +27,20 @@ CONFIG = TrainConfig(architecture="resnet18", pretrained=False, image_size=32)
 NAMES = ("ants", "bees", "wasps")
 
 
-def write(folder: Path, samples: np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None = None) -> Manifest:
+def write(folder: Path, samples: Float32Array | None = None) -> Manifest:
     torch.manual_seed(0)
-    return export(
-        build_resnet("resnet18", 3),
-        CONFIG,
-        folder,
+    model = build_resnet("resnet18", 3)
+    samples = np.zeros((1, 3, 32, 32), np.float32) if samples is None else samples
+    network = build_network(model, image_size=32, samples=samples)
+    draft = Manifest(
+        architecture="resnet18",
         class_names=NAMES,
-        spec=SPEC,
-        samples=np.zeros((1, 3, 32, 32), np.float32) if samples is None else samples,
+        preprocessing=SPEC,
+        top_k=2,
+        hyperparameters=CONFIG.to_json(),
         metrics={"validation:accuracy": 0.5},
     )
+    return write_artifact(folder, model, Networks(float32=network), draft)
 
 
 def test_an_artifact_describes_itself(tmp_path: Path) -> None:

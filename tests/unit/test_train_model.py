@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ from torchvision.models.resnet import ResNet
 from container.errors import WeightsError
 from train.config import ARCHITECTURES, TrainConfig
 from train.graph import resnet_graph
-from train.loop import build_optimizer, rate_factor
 from train.model import build_resnet, load_pretrained, read_state_dict
+from train.recipe import build_optimizer, rate_factor
 
 
 def lived_in(architecture: str, *, num_classes: int = 3) -> ResNet:
@@ -121,6 +122,7 @@ def test_what_is_no_state_dict_is_refused_and_never_run(
 
 def test_a_download_that_fails_names_the_three_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(urllib.request, "_opener", None)  # urllib would keep these proxies for the tests that follow.
     for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")
     for proxy in ("no_proxy", "NO_PROXY"):
@@ -131,7 +133,7 @@ def test_a_download_that_fails_names_the_three_ways(tmp_path: Path, monkeypatch:
 
 def test_pretrained_layers_learn_slowly_and_norms_do_not_decay() -> None:
     config = TrainConfig(architecture="resnet18", learning_rate=1e-2, weight_decay=0.1)
-    groups = build_optimizer(build_resnet("resnet18", 2), config).param_groups
+    groups = build_optimizer(build_resnet("resnet18", 2), config, global_batch=32).param_groups
     settings = {(round(group["lr"], 6), group["weight_decay"]) for group in groups}
     assert settings == {(1e-3, 0.1), (1e-3, 0.0), (1e-2, 0.1), (1e-2, 0.0)}
 

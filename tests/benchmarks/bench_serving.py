@@ -1,0 +1,217 @@
+"""Serving: ours beside torch eager behind multi-model-server and the bare engine, in one run, as ratios.
+
+    python -m tests.benchmarks.bench_serving
+
+Photos of your own with KENNEL_PHOTOS=folder. About eight minutes on two cores that do nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from serve.options import Options
+from serve.predictor import Predictor
+from tests.benchmarks import load, networks, usual
+from tests.benchmarks.load import Result
+from tests.serving import Server, starting_server
+from tests.support import wait_until
+
+SECONDS: Final = 20
+
+
+@dataclass
+class Table:
+    """Rows of the report: figure, ours, the other's, their ratio, and what it must reach."""
+
+    rows: list[tuple[str, str, str, float, float]] = field(default_factory=list)
+
+    def add(self, figure: str, *, ours: float, other: float, unit: str, target: float, smaller: bool = False) -> None:
+        """`smaller`: less is better, and the ratio is turned round."""
+        ratio = other / ours if smaller else ours / other
+        self.rows.append((figure, f"{ours:.4g} {unit}", f"{other:.4g} {unit}", ratio, target))
+        print(self.line(self.rows[-1]), flush=True)
+
+    @staticmethod
+    def line(row: tuple[str, str, str, float, float]) -> str:
+        figure, ours, other, ratio, target = row
+        verdict = "reached" if ratio >= target else "missed"
+        return f"| {figure} | {ours} | {other} | {ratio:.2f} | {target:g} | {verdict} |"
+
+    def print(self) -> None:
+        print("\n| figure | ours | beside it | ratio | at least | |\n|---|---|---|---|---|---|")
+        print("\n".join(self.line(row) for row in self.rows))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of one server: p50 and throughput, the large photo, memory of the workers (MiB), seconds to the first answer."""
+
+    one: Result
+    eight: Result
+    large: Result
+    memory_mib: float
+    start_s: float
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        run(Path(scratch), SECONDS)
+
+
+def run(scratch: Path, seconds: float) -> None:
+    load_before = os.getloadavg()[0]  # Above 1 others were at work, and the figures are rough.
+    photos, large = networks.photos(500, 375, 16), networks.photos(4000, 3000, 2)
+    model = networks.build("resnet50", scratch / "resnet50.pth")
+    networks.write_float32(model, "resnet50", scratch / "float32" / "model")
+    networks.write_int8(model, "resnet50", scratch / "int8" / "model", photos)
+    others = {}
+    for workers, threads in ((1, 2), (2, 1)):
+        folder = usual.model_folder(scratch / "resnet50.pth", scratch / f"usual-{workers}")
+        with usual.running([folder], "resnet50", workers=workers, threads=threads) as server:
+            others[workers] = measure(server.port, server.process.pid, photos, large, seconds)
+            print(f"usual way, {workers} worker(s) of {threads} thread(s): {others[workers]}", flush=True)
+    ours = {}
+    for precision in ("float32", "int8"):
+        with starting_server(scratch / precision) as server_of_ours:
+            ours[precision] = measure(server_of_ours.port, server_of_ours.process.pid, photos, large, seconds)
+            print(f"ours, {precision}: {ours[precision]}", flush=True)
+    bare = {precision: bare_engine(scratch / precision / "model", photos, seconds) for precision in ours}
+    table = report(ours, list(others.values()), bare)
+    density(scratch, table, photos[0])
+    table.print()
+    print(
+        f"load average before {load_before:.1f}, after {os.getloadavg()[0]:.1f}, on {len(os.sched_getaffinity(0))} CPUs"
+    )
+
+
+def report(ours: dict[str, Measured], others: list[Measured], bare: dict[str, float]) -> Table:
+    """The rows of throughput, latency, memory and start: each against the usual way's best for that row."""
+    table = Table()
+    int8, float32 = ours["int8"], ours["float32"]
+    best_rate = max(other.eight.requests_per_s for other in others)
+    for name, mine, target in (("int8", int8, 2.65), ("float32", float32, 1.45)):
+        rate = mine.eight.requests_per_s
+        table.add(f"requests/s at 8 clients, {name}", ours=rate, other=best_rate, unit="/s", target=target)
+    best_p50 = 1000 * min(other.one.p50 for other in others)
+    table.add("p50 at one client, int8", ours=1000 * int8.one.p50, other=best_p50, unit="ms", target=2.4, smaller=True)
+    for name, mine in ours.items():
+        rate = mine.eight.requests_per_s
+        table.add(f"requests/s against the bare engine, {name}", ours=rate, other=bare[name], unit="/s", target=0.92)
+    spread = int8.eight.p99 / int8.eight.p50
+    table.add("p99/p50 at 8 clients, int8 (beside: the most)", ours=spread, other=1.5, unit="", target=1, smaller=True)
+    large = 1000 * min(other.large.p50 for other in others)
+    table.add("12-megapixel photo, int8", ours=1000 * int8.large.p50, other=large, unit="ms", target=3, smaller=True)
+    memory = min(other.memory_mib for other in others)
+    table.add("memory of all workers, int8", ours=int8.memory_mib, other=memory, unit="MiB", target=4, smaller=True)
+    start = min(other.start_s for other in others)
+    table.add("start to first answer, int8", ours=int8.start_s, other=start, unit="s", target=2.5, smaller=True)
+    return table
+
+
+def measure(port: int, pid: int, photos: list[bytes], large: list[bytes], seconds: float) -> Measured:
+    """All figures of one server that has just been started."""
+    started = time.monotonic()
+    wait_until(lambda: answers(port, photos[0]), timeout_s=120, what="the first answer")
+    start_s = time.monotonic() - started
+    return Measured(
+        one=load.run(port, photos, clients=1, seconds=seconds),
+        eight=load.run(port, photos, clients=8, seconds=seconds),
+        large=load.run(port, large, clients=1, seconds=seconds),
+        memory_mib=python_memory_mib(pid),
+        start_s=start_s,
+    )
+
+
+def answers(port: int, photo: bytes, path: str = "/invocations") -> bool:
+    with contextlib.suppress(OSError):
+        return load.once(port, photo, path) == 200
+    return False
+
+
+def python_memory_mib(root: int) -> float:
+    """Sum of PSS of the Python processes below Java: the workers, and what starts them."""
+    return sum(pss_mib(pid) for pid in descendants(root) if "worker" in command(pid))
+
+
+def descendants(root: int) -> Iterator[int]:
+    for path in Path(f"/proc/{root}/task").glob("*/children"):
+        for child in map(int, path.read_text().split()):
+            yield child
+            yield from descendants(child)
+
+
+def command(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+
+def pss_mib(pid: int) -> float:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) / 1024
+    raise AssertionError("no Pss in smaps_rollup")
+
+
+def bare_engine(artifact: Path, photos: list[bytes], seconds: float) -> float:
+    """Photos a second of one process a core, each with one thread, decoding as the server does."""
+    cores = len(os.sched_getaffinity(0))
+    with multiprocessing.get_context("spawn").Pool(cores) as pool:
+        return sum(pool.starmap(_loop, [(artifact, photos, seconds)] * cores))
+
+
+def _loop(artifact: Path, photos: list[bytes], seconds: float) -> float:
+    predictor = Predictor.load(artifact, threads=1)
+    for photo in photos[:4]:
+        predictor.predict(photo, Options())
+    started, count = time.monotonic(), 0
+    while time.monotonic() - started < seconds:
+        predictor.predict(photos[count % len(photos)], Options())
+        count += 1
+    return count / (time.monotonic() - started)
+
+
+def density(scratch: Path, table: Table, photo: bytes) -> None:
+    """How many ResNet-18 fit in 4 GB: from the memory of a few, beside what the server takes without them."""
+    model = networks.build("resnet18", scratch / "resnet18.pth")
+    for name in ("0", "1", "2"):
+        networks.write_float32(model, "resnet18", scratch / "many" / "models" / name / "model")
+    with starting_server(scratch / "many", SAGEMAKER_MULTI_MODEL="true") as server:
+        wait_until(server.ready, timeout_s=60, what="/ping to say 200")
+        for name in ("0", "1", "2"):
+            load_and_ask(server, name, str(scratch / "many" / "models" / name / "model"), photo)
+        ours = fitting(server.process.pid, models=3)
+    folders = [usual.model_folder(scratch / "resnet18.pth", scratch / f"usual18-{number}") for number in range(2)]
+    with usual.running(folders, "resnet18", workers=1, threads=1) as other:
+        for number in range(2):
+            path = f"/predictions/model{number}"
+            wait_until(partial(answers, other.port, photo, path), timeout_s=120, what="an answer")
+        theirs = fitting(other.process.pid, models=2)
+    table.add("ResNet-18s that fit in 4 GB, float32", ours=ours, other=theirs, unit="models", target=5)
+
+
+def load_and_ask(server: Server, name: str, url: str, photo: bytes) -> None:
+    body = json.dumps({"model_name": name, "url": url}).encode()
+    assert server.call("POST", "/models", body, timeout_s=60).status == 200
+    for _ in range(5):
+        assert load.once(server.port, photo, f"/models/{name}/invoke") == 200
+
+
+def fitting(pid: int, *, models: int) -> int:
+    """What is left of 4 GB beside the server itself, divided by what each of its `models` takes."""
+    family = [pid, *descendants(pid)]
+    workers = sum(pss_mib(member) for member in family if "worker" in command(member))
+    base = sum(pss_mib(member) for member in family if "worker" not in command(member))
+    return int((4096 - base) / (workers / models))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Training beside the usual way, in the same run on the same photos.
+
+    KENNEL_PHOTOS=folder python -m tests.benchmarks.training [head] [step] [processes] [--repeat 3]
+
+head: ResNet-50, frozen backbone, 5 epochs, from the start of the program to a servable artifact; the usual way trains
+with torch eager, its own transforms, and a validation after each epoch. step: images/s of full fine-tuning. processes:
+two processes of one thread each beside one. Weights are random: nothing here depends on what they are.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from tests.training import ROOT, write_digits
+from train.model import build_resnet
+
+EPOCHS = 5
+_USUAL_HEAD = textwrap.dedent(
+    """
+    import sys, torch, torchvision
+    from torchvision import transforms as T
+    root, weights, out = sys.argv[1:4]
+    norm = T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    train_t = T.Compose([T.RandomResizedCrop(224), T.RandomHorizontalFlip(), T.ToTensor(), norm])
+    valid_t = T.Compose([T.Resize(256), T.CenterCrop(224), T.ToTensor(), norm])
+    folder = torchvision.datasets.ImageFolder
+    data = {{"train": folder(f"{{root}}/train", train_t), "val": folder(f"{{root}}/val", valid_t)}}
+    load = {{k: torch.utils.data.DataLoader(d, batch_size=32, shuffle=k == "train") for k, d in data.items()}}
+    model = torchvision.models.resnet50()
+    model.load_state_dict(torch.load(weights, weights_only=True))
+    for p in model.parameters():
+        p.requires_grad = False
+    model.fc = torch.nn.Linear(2048, len(data["train"].classes))
+    loss_fn, opt = torch.nn.CrossEntropyLoss(), torch.optim.Adam(model.fc.parameters(), lr=1e-3)
+    for epoch in range({epochs}):
+        model.train()
+        for x, y in load["train"]:
+            opt.zero_grad(); loss_fn(model(x), y).backward(); opt.step()
+        model.eval(); right = 0
+        with torch.no_grad():
+            for x, y in load["val"]:
+                right += int((model(x).argmax(1) == y).sum())
+        print(epoch, right / len(data["val"]), flush=True)
+    torch.save(model.state_dict(), out)
+    """
+).format(epochs=EPOCHS)
+_STEP = textwrap.dedent(
+    """
+    import sys, time, torch
+    from train.model import build_resnet
+    from train.recipe import autocast_type
+    ours = sys.argv[1] == "ours"
+    torch.manual_seed(0)
+    model = build_resnet("resnet50", 133)
+    x = torch.randn(16, 3, 224, 224)
+    if ours:
+        x = x.to(memory_format=torch.channels_last)
+    else:
+        model = model.to(memory_format=torch.contiguous_format)
+    dtype = autocast_type("auto", torch.device("cpu")) if ours else None
+    y = torch.randint(0, 133, (16,))
+    opt = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    def step():
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+            logits = model(x)
+        loss = torch.nn.functional.cross_entropy(logits.float(), y)
+        opt.zero_grad(); loss.backward(); opt.step()
+    step()
+    started = time.perf_counter()
+    for _ in range(3):
+        step()
+    print(48 / (time.perf_counter() - started))
+    """
+)
+
+
+def main(arguments: list[str]) -> None:
+    repeat = int(arguments[arguments.index("--repeat") + 1]) if "--repeat" in arguments else 3
+    chosen = [name for name in ("head", "step", "processes") if name in arguments] or ["head", "step", "processes"]
+    benchmarks: dict[str, Callable[[int], None]] = {"head": head, "step": step, "processes": processes}
+    for name in chosen:
+        benchmarks[name](repeat)
+
+
+def head(repeat: int) -> None:
+    photos = Path(os.environ["KENNEL_PHOTOS"]).resolve()
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder, "resnet50.pth")
+        torch.save(build_resnet("resnet50", 1000).state_dict(), weights)
+        usual = [sys.executable, "-c", _USUAL_HEAD, str(photos), str(weights), str(Path(folder, "usual.pth"))]
+        rows = {"the usual way": [_timed(usual, {}) for _ in range(repeat)]}
+        for name, more in (("ours, everything on", []), ("ours, bare", ["--quantize", "never", "--report", "false"])):
+            rows[name] = [_ours(Path(folder, f"{name} {n}"), photos, weights, more) for n in range(repeat)]
+    base = statistics.median(seconds for seconds, _ in rows["the usual way"])
+    print(f"| head, {EPOCHS} epochs, ResNet-50 | seconds | against the usual way | peak memory |\n|---|---|---|---|")
+    for name, found in rows.items():
+        seconds, peak = statistics.median(s for s, _ in found), max(m for _, m in found)
+        print(f"| {name} | {seconds:.1f} | {base / seconds:.2f} | {peak:.0f} MB |", flush=True)
+
+
+def _ours(base: Path, photos: Path, weights: Path, more: list[str]) -> tuple[float, float]:
+    (base / "input/data/pretrained").mkdir(parents=True)
+    (base / "input/data/training").symlink_to(photos)
+    (base / "input/data/pretrained/resnet50.pth").symlink_to(weights)
+    words = ["--strategy", "head", "--epochs", str(EPOCHS), *more]
+    return _timed([sys.executable, "-m", "train", *words], {"SAGEMAKER_BASE_DIR": str(base)})
+
+
+def _timed(command: list[str], env: dict[str, str]) -> tuple[float, float]:
+    """Seconds, and the highest resident memory of the process in MB."""
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), **env}, stdout=subprocess.DEVNULL
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{command[:4]} ended with {process.returncode}")
+    return time.perf_counter() - started, usage.ru_maxrss / 1024
+
+
+def step(repeat: int) -> None:
+    def rate(which: str) -> float:
+        found = subprocess.run(
+            [sys.executable, "-c", _STEP, which], cwd=ROOT, check=True, capture_output=True, text=True
+        )
+        return float(found.stdout)
+
+    usual, ours = (statistics.median(rate(which) for _ in range(repeat)) for which in ("usual", "ours"))
+    print("| full fine-tuning step, ResNet-50, batch 16 | images/s | against the usual way |\n|---|---|---|")
+    print(f"| NCHW, float32 | {usual:.2f} | 1 |\n| ours | {ours:.2f} | {ours / usual:.2f} |", flush=True)
+
+
+def processes(repeat: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        photos = write_digits(Path(folder, "photos"), per_class=60, classes=10)
+
+        def rate(count: int, number: int) -> float:
+            base = Path(folder, f"{count}-{number}")
+            (base / "input/data").mkdir(parents=True)
+            (base / "input/data/training").symlink_to(photos)
+            words = ["--architecture", "resnet18", "--pretrained", "false", "--image-size", "96", "--epochs", "2"]
+            words += ["--workers", "0", "--precision", "float32", "--processes-per-host", str(count)]
+            found = subprocess.run(
+                [sys.executable, "-m", "train", *words],
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": str(ROOT), "SAGEMAKER_BASE_DIR": str(base), "OMP_NUM_THREADS": "1"},
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            lines = [line for line in found.stdout.splitlines() if line.startswith("train:images_per_second=")]
+            return float(lines[-1].partition("=")[2])
+
+        one, two = (statistics.median(rate(count, n) for n in range(repeat)) for count in (1, 2))
+    print("| ResNet-18, one thread a process | images/s | of twice one process |\n|---|---|---|")
+    print(f"| one process | {one:.1f} | |\n| two processes | {two:.1f} | {two / (2 * one):.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    main(sys.argv[1:])

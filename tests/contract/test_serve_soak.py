@@ -1,0 +1,104 @@
+"""Mixed load at 70 % of what the server can do: no growth of memory, no 5xx but 503 with Retry-After.
+
+KENNEL_SOAK_SECONDS=3600 makes an hour of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import os
+import random
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.serving import PHOTO, Server, running_server, write_artifact
+from tests.support import encoded, odd_photos, picture
+
+SECONDS = float(os.environ.get("KENNEL_SOAK_SECONDS", "180"))
+CLIENTS = 6
+GROWTH = 1.05
+
+
+def requests() -> list[tuple[bytes, dict[str, str]]]:
+    """Photos of all kinds, and one bad input in five."""
+    good = [(photo, {"Content-Type": "application/octet-stream"}) for photo in odd_photos().values()]
+    good += [(encoded(picture(500, 375, seed), "JPEG"), {"Content-Type": "image/jpeg"}) for seed in range(6)]
+    instances = json.dumps({"instances": [{"b64": base64.b64encode(PHOTO).decode()}, {"b64": "bm8="}]}).encode()
+    good += [(instances, {"Content-Type": "application/json"}), (PHOTO, {"Accept": "text/csv"})]
+    bad = [
+        (b"no photo", {"Content-Type": "image/jpeg"}),
+        (PHOTO[:300], {"Content-Type": "image/jpeg"}),
+        (PHOTO, {"Content-Type": "text/plain"}),
+        (b"{", {"Content-Type": "application/json"}),
+        (PHOTO, {"X-Amzn-SageMaker-Custom-Attributes": "top_k=no"}),
+    ]
+    return good + bad
+
+
+class Load:
+    """Clients that each call at `rate` a second (None: as fast as they are answered)."""
+
+    def __init__(self, server: Server, rate: float | None) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self._server = server
+        self._pause_s = 0.0 if rate is None else 1 / rate
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._client, args=(number,)) for number in range(CLIENTS)]
+
+    def run(self, seconds: float) -> None:
+        for thread in self._threads:
+            thread.start()
+        time.sleep(seconds)
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _client(self, number: int) -> None:
+        chosen, calls = random.Random(number), requests()
+        connection = http.client.HTTPConnection("127.0.0.1", self._server.port, timeout=60)
+        due = time.monotonic()
+        while not self._stop.wait(max(0.0, due - time.monotonic())):
+            due += self._pause_s
+            body, headers = chosen.choice(calls)
+            connection.request("POST", "/invocations", body, headers)
+            response = connection.getresponse()
+            response.read()
+            kept = response.status == 503 and response.headers["Retry-After"]
+            self.outcomes["shed" if kept else str(response.status)] += 1
+        connection.close()
+
+
+def memory_mib(root: int) -> Counter[str]:
+    """PSS of a process and all below it, by program."""
+    total: Counter[str] = Counter()
+    for line in Path(f"/proc/{root}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            total[Path(f"/proc/{root}/comm").read_text().strip()] += int(line.split()[1]) // 1024
+    for path in Path(f"/proc/{root}/task").glob("*/children"):
+        for child in path.read_text().split():
+            total += memory_mib(int(child))
+    return total
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(SECONDS * 1.5 + 120)
+def test_mixed_load_at_70_percent_grows_nothing_and_breaks_nothing(tmp_path: Path) -> None:
+    write_artifact(tmp_path / "model")
+    with running_server(tmp_path) as server:
+        flat_out = Load(server, None)
+        flat_out.run(SECONDS / 6)
+        rate = 0.7 * sum(flat_out.outcomes.values()) / (SECONDS / 6)
+        Load(server, rate / CLIENTS).run(SECONDS / 6)
+        before = memory_mib(server.process.pid)
+        steady = Load(server, rate / CLIENTS)
+        steady.run(SECONDS * 4 / 6)
+        after = memory_mib(server.process.pid)
+    print(f"{rate:.0f} requests/s, MiB {dict(before)} -> {dict(after)}, {dict(steady.outcomes)}")
+    assert not {status for status in steady.outcomes if status.startswith("5")}
+    assert after.total() < before.total() * GROWTH

@@ -1,0 +1,135 @@
+"""Several processes and several hosts: they compute what one would, stop together, and fail together."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from container.artifact import MANIFEST, load_manifest, verify_files
+from container.contract import SageMakerPaths
+from tests.support import free_port, wait_until
+from tests.training import ROOT, SMALL, arguments, run_train, start_train, write_digits
+
+QUICK = {**SMALL, "batch_size": "8", "workers": "0", "epochs": "1"}
+TWO = {**QUICK, "processes_per_host": "2"}
+
+
+def ranks(folders: list[Path], *, batch_size: int, steps: int) -> list[dict[str, object]]:
+    """Run tests.training_ranks with a rank for each folder; a folder of its own stands for a host."""
+    port = str(free_port())
+    hosts = len(set(folders))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.training_ranks", str(folder), str(batch_size), str(steps)],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                **{"RANK": str(rank), "WORLD_SIZE": str(len(folders)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+                **{"LOCAL_RANK": str(rank if hosts == 1 else 0), "LOCAL_WORLD_SIZE": str(len(folders) // hosts)},
+            },
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank, folder in enumerate(folders)
+    ]
+    outputs = [process.communicate(timeout=200)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(folders)
+    return [json.loads(output.splitlines()[-1]) for output in outputs]
+
+
+def test_two_processes_compute_what_one_does_with_twice_the_batch(tmp_path: Path) -> None:
+    """a5: the same losses for 20 steps, and the same weights in both processes."""
+    folder = write_digits(tmp_path, per_class=20)
+    (alone,) = ranks([folder], batch_size=8, steps=20)
+    one, two = ranks([folder, folder], batch_size=4, steps=20)
+    assert one["weights"] == two["weights"]
+    assert one["losses"] == two["losses"]
+    assert len(alone["losses"]) == 20  # type: ignore[arg-type]
+    assert one["losses"] == pytest.approx(alone["losses"], abs=1e-4)
+
+
+def test_a2_20_unequal_shards_with_missing_classes_train_together(tmp_path: Path) -> None:
+    large = write_digits(tmp_path / "a", per_class=20, classes=3)
+    small = write_digits(tmp_path / "b", per_class=3, classes=1, skip=40)
+    one, two = ranks([large, small], batch_size=8, steps=12)
+    assert one["weights"] == two["weights"]
+    assert one["losses"] == two["losses"]
+
+
+def tree(base: Path, host: str = "", hosts: tuple[str, ...] = ()) -> SageMakerPaths:
+    paths = SageMakerPaths(base)
+    write_digits(paths.channel("training"), per_class=12)
+    paths.checkpoints.mkdir()
+    if hosts:
+        paths.config.mkdir()
+        resources = {"current_host": host, "hosts": list(hosts), "network_interface_name": "lo"}
+        paths.resource_config.write_text(json.dumps(resources))
+    return paths
+
+
+def assert_valid(paths: SageMakerPaths) -> None:
+    verify_files(paths.model, load_manifest(paths.model))
+    assert not paths.failure.exists()
+
+
+def test_processes_of_one_host_leave_one_artifact(tmp_path: Path) -> None:
+    paths = tree(tmp_path)
+    code, output = run_train(paths.base, *arguments(TWO))
+    assert code == 0, output
+    assert_valid(paths)
+    assert output.count("validation:accuracy=") == 1
+
+
+def test_a3_34_sigterm_stops_all_processes_and_saves(tmp_path: Path) -> None:
+    paths = tree(tmp_path)
+    with start_train(paths.base, *arguments({**TWO, "epochs": "500"})) as process:
+        wait_until(lambda: any(paths.checkpoints.glob("checkpoint-*")) or None, timeout_s=120, what="a checkpoint")
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=90)
+    assert process.returncode == 0, output
+    assert_valid(paths)
+
+
+def test_a5_50_one_processs_error_is_the_jobs(tmp_path: Path) -> None:
+    paths = tree(tmp_path)
+    paths.channel("pretrained").mkdir()
+    code, output = run_train(paths.base, *arguments({**TWO, "pretrained": "true"}))
+    assert code == 1
+    assert paths.failure.read_text().startswith("channel 'pretrained' must hold one state dict"), output
+
+
+HOSTS = ("127.0.0.1", "127.0.0.2")
+
+
+def test_a5_50_a_host_that_never_comes_is_named_within_the_bound(tmp_path: Path) -> None:
+    paths = tree(tmp_path, HOSTS[0], HOSTS)
+    code, output = run_train(paths.base, *arguments(QUICK), env={"KENNEL_HOST_WAIT_SECONDS": "3"})
+    assert code == 1, output
+    assert paths.failure.read_text().startswith("waited 3 s in vain for host(s) 127.0.0.2")
+
+
+def test_two_hosts_leave_one_artifact(tmp_path: Path) -> None:
+    trees = [tree(tmp_path / host, host, HOSTS) for host in HOSTS]
+    running = [start_train(paths.base, *arguments(QUICK)) for paths in trees]
+    outputs = [process.communicate(timeout=200)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0], outputs
+    assert_valid(trees[0])
+    assert not (trees[1].model / MANIFEST).exists()
+
+
+def test_an_error_on_one_host_is_in_both_failure_files(tmp_path: Path) -> None:
+    trees = [tree(tmp_path / host, host, HOSTS) for host in HOSTS]
+    trees[1].channel("pretrained").mkdir()
+    trees[0].channel("pretrained").mkdir()
+    words = arguments({**QUICK, "pretrained": "true"})
+    running = [start_train(paths.base, *words) for paths in trees]
+    outputs = [process.communicate(timeout=200)[0] for process in running]
+    assert [process.returncode for process in running] == [1, 1], outputs
+    for paths in trees:
+        assert "channel 'pretrained' must hold one state dict" in paths.failure.read_text()

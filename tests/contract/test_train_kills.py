@@ -1,0 +1,48 @@
+"""A job that is killed again and again ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from container.artifact import load_manifest
+from container.contract import SageMakerPaths
+from tests.training import SMALL, arguments, run_train, start_train, write_digits
+
+pytestmark = pytest.mark.slow
+
+KILLS = 20
+JOB = {**SMALL, "epochs": "6", "batch_size": "8", "workers": "0", "checkpoint_seconds": "0", "quantize": "never"}
+
+
+def job(base: Path) -> SageMakerPaths:
+    paths = SageMakerPaths(base)
+    write_digits(paths.channel("training"), per_class=14)
+    paths.checkpoints.mkdir()
+    return paths
+
+
+@pytest.mark.timeout(900)
+def test_a3_37_sigkill_at_random_moments_changes_no_bit(tmp_path: Path) -> None:
+    """Every start makes some way, is killed at a moment of its own, and the next goes on from there."""
+    words = arguments({**JOB, "report": "false"})
+    whole, killed = job(tmp_path / "whole"), job(tmp_path / "killed")
+    code, output = run_train(whole.base, *words)
+    assert code == 0, output
+    rng = random.Random(0)
+    kills = 0
+    while kills < KILLS:
+        with start_train(killed.base, *words) as process:
+            # Most starts are killed while they train, some while they still import: the moment is drawn, not chosen.
+            time.sleep(rng.uniform(2, 12))
+            process.kill()
+            process.communicate()
+        kills += 1
+    code, output = run_train(killed.base, *words)
+    assert code == 0, output
+    one, two = load_manifest(whole.model), load_manifest(killed.model)
+    assert one.files == two.files
+    assert one.metrics == two.metrics

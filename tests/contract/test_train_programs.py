@@ -1,0 +1,108 @@
+"""`doctor` and `tune` as processes, and `train` with what only a whole run shows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from container.artifact import load_manifest, verify_files
+from container.contract import SageMakerPaths
+from tests.training import SMALL, arguments, run_train, write_digits
+from train.model import build_resnet
+
+QUICK = {**SMALL, "workers": "0"}
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> SageMakerPaths:
+    paths = SageMakerPaths(tmp_path)
+    write_digits(paths.channel("training"), per_class=10)
+    return paths
+
+
+def pretrained(paths: SageMakerPaths) -> None:
+    paths.channel("pretrained").mkdir()
+    torch.manual_seed(0)
+    torch.save(build_resnet("resnet18", 1000).state_dict(), paths.channel("pretrained") / "resnet18.pth")
+
+
+def test_doctor_says_what_train_would_meet(paths: SageMakerPaths) -> None:
+    photo = paths.channel("training") / "0" / "000.png"
+    shutil.copy(photo, photo.with_name("copy.png"))
+    (paths.channel("training") / "1" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
+    code, output = run_train(paths.base, program=("-m", "train.doctor_program"))
+    assert code == 0, output
+    assert "same file twice" in output
+    found = json.loads((paths.output_data / "doctor.json").read_text())
+    assert [Path(name).name for name in found["unreadable"]] == ["broken.jpg"]
+    assert len(found["exact_duplicates"]) == 1
+    code, output = run_train(paths.base, "--epocs", "1", program=("-m", "train.doctor_program"))
+    assert (code, "did you mean 'epochs'" in output) == (1, True)
+
+
+def test_strict_data_ends_training_where_a_set_leaks(paths: SageMakerPaths) -> None:
+    shutil.copytree(paths.channel("training"), paths.channel("test"))
+    code, output = run_train(paths.base, *arguments({**QUICK, "strict_data": "true"}))
+    assert code == 1, output
+    assert "lie in two sets" in paths.failure.read_text()
+
+
+@pytest.mark.parametrize("strategy", ["head", "gradual"])
+def test_a_strategy_from_pretrained_weights_leaves_everything(paths: SageMakerPaths, strategy: str) -> None:
+    pretrained(paths)
+    words = arguments({**QUICK, "pretrained": "true", "strategy": strategy, "quantize": "always", "top_k": "2"})
+    code, output = run_train(paths.base, *words)
+    assert code == 0, output
+    manifest = load_manifest(paths.model)
+    verify_files(paths.model, manifest)
+    assert (manifest.network, manifest.precision) == ("model.int8.onnx", "int8")
+    assert manifest.temperature > 0
+    assert manifest.confidence_threshold is not None
+    assert {"int8:accuracy", "int8:accuracy_float32", "calibration:ece_after"} <= set(manifest.metrics)
+    assert (paths.output_data / "report.html").stat().st_size > 10_000
+    assert json.loads((paths.output_data / "report.json").read_text())["served"] == "int8"
+    assert "features of 24 photos" in output
+
+
+def test_a_frozen_network_of_noise_is_refused(paths: SageMakerPaths) -> None:
+    code, output = run_train(paths.base, *arguments({**QUICK, "strategy": "head"}))
+    assert (code, "it would freeze noise" in paths.failure.read_text()) == (1, True), output
+
+
+def test_a_loss_that_is_no_number_ends_with_advice(paths: SageMakerPaths) -> None:
+    words = arguments({**QUICK, "learning_rate": "10", "epochs": "200", "ema_decay": "0", "weight_decay": "1"})
+    program = (
+        "import train.loop, math; train.loop.clip_gradients = lambda model: math.nan; "
+        "from train.__main__ import run; run()"
+    )
+    code, output = run_train(paths.base, *words, program=("-c", program))
+    assert code == 1, output
+    assert "the loss is not a number" in paths.failure.read_text()
+
+
+def test_tune_searches_goes_on_and_leaves_the_best(paths: SageMakerPaths) -> None:
+    words = arguments({**QUICK, "seed": "1", "batch_size": "16", "report": "false"})
+    code, output = run_train(paths.base, "--trials", "1", *words, program=("-m", "train.tune"))
+    assert code == 0, output
+    code, output = run_train(paths.base, "--trials", "2", *words, program=("-m", "train.tune"))
+    assert code == 0, output
+    assert "trial 1: " in output
+    assert "trial 0: " not in output
+    found = json.loads((paths.output_data / "tuning.json").read_text())
+    assert len(found["trials"]) == 2
+    tuned = {"learning_rate", "weight_decay", "label_smoothing"}
+    assert set(found["best"]["hyperparameters"]) == tuned
+    manifest = load_manifest(paths.model)
+    verify_files(paths.model, manifest)
+    assert {name: manifest.hyperparameters[name] for name in tuned} == pytest.approx(found["best"]["hyperparameters"])
+
+
+def test_tune_refuses_what_train_would(paths: SageMakerPaths) -> None:
+    code, output = run_train(paths.base, "--trials", "none", program=("-m", "train.tune"))
+    assert (code, "expected a whole number" in output) == (1, True)
+    code, output = run_train(paths.base, "--epocs", "1", program=("-m", "train.tune"))
+    assert (code, "did you mean 'epochs'" in output) == (1, True)

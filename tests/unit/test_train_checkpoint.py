@@ -1,0 +1,158 @@
+"""Checkpoints as files, and a job that goes on from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from container.contract import SageMakerPaths
+from container.preprocessing import Preprocessing
+from tests.training import write_digits
+from train.channels import Channels, list_photos, split_validation
+from train.checkpoint import Checkpoint, discard_staged, load_newest, save_checkpoint
+from train.config import TrainConfig
+from train.distributed import ALONE
+from train.job import Job, setting_of
+from train.loop import Epoch, Outcome, Trainer
+from train.model import build_resnet
+from train.sets import JobSets
+from train.stop import STOP
+
+CONFIG = TrainConfig(
+    architecture="resnet18",
+    pretrained=False,
+    image_size=32,
+    batch_size=8,
+    epochs=2,
+    workers=0,
+    checkpoint_seconds=0,
+    precision="float32",
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+    STOP.signal = None
+
+
+def job(base: Path, config: TrainConfig = CONFIG) -> Job:
+    paths = SageMakerPaths(base)
+    paths.checkpoints.mkdir(parents=True, exist_ok=True)
+    if not paths.channel("training").exists():
+        write_digits(paths.channel("training"), per_class=14)
+    sets = split_validation(list_photos(Channels(training=paths.channel("training"))), seed=0)
+    return Job(
+        paths=paths,
+        config=config,
+        world=ALONE,
+        sets=JobSets(photos=sets, world=ALONE),
+        spec=Preprocessing.for_image_size(32),
+    )
+
+
+def run(work: Job, *, stop_after: int | None = None) -> tuple[Outcome, bool]:
+    """Train, and ask the job to stop after that many steps of this run; say whether it was resumed."""
+    torch.manual_seed(work.config.seed)
+    trainer = Trainer(build_resnet("resnet18", 3), setting_of(work, torch.ones(3)))
+    resumed = trainer.resume()
+    update, left = trainer.ema.update, stop_after
+
+    def counted(model: torch.nn.Module, step: int) -> None:
+        nonlocal left
+        update(model, step)
+        if left is not None:
+            left -= 1
+            STOP.signal = signal.SIGTERM if left <= 0 else None
+
+    trainer.ema.update = counted  # type: ignore[method-assign]
+    outcome = trainer.fit()
+    STOP.signal = None
+    return outcome, resumed
+
+
+def timeless(epoch: Epoch) -> Epoch:
+    return dataclasses.replace(epoch, images_per_second=0, seconds=0, waiting=0)
+
+
+def assert_same(one: Outcome, two: Outcome) -> None:
+    for name, value in one.state.items():
+        assert torch.equal(value, two.state[name]), name
+    for mine, theirs in zip(one.epochs, two.epochs, strict=True):
+        assert timeless(mine) == timeless(theirs)
+
+
+def test_a_job_stopped_anywhere_ends_bit_for_bit_as_if_it_had_not_been(tmp_path: Path) -> None:
+    whole, _ = run(job(tmp_path / "whole"))
+    assert whole.steps == 10
+    for stop_after in (3, 5, 7):  # in the middle of an epoch, at its end, in the next
+        work = job(tmp_path / f"stopped-{stop_after}")
+        stopped, _ = run(work, stop_after=stop_after)
+        assert stopped.steps == stop_after
+        assert stopped.state
+        finished, resumed = run(work)
+        assert resumed
+        assert_same(whole, finished)
+
+
+def test_a_job_that_had_ended_goes_straight_to_its_result(tmp_path: Path) -> None:
+    work = job(tmp_path)
+    first, _ = run(work)
+    again, resumed = run(work)
+    assert resumed
+    assert_same(first, again)
+
+
+def test_a_truncated_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = job(tmp_path)
+    whole, _ = run(work)
+    newest = max(work.paths.checkpoints.glob("checkpoint-*"), key=lambda path: path.name)
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    finished, resumed = run(work)
+    assert resumed
+    assert_same(whole, finished)
+    assert f"{newest.name} is damaged" in capsys.readouterr().out
+
+
+def test_another_jobs_checkpoints_are_recognised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(job(tmp_path), stop_after=1)
+    _, resumed = run(job(tmp_path, dataclasses.replace(CONFIG, learning_rate=0.5, epochs=1)))
+    assert not resumed
+    assert "of another job" in capsys.readouterr().out
+
+
+def test_what_does_not_change_the_result_may_change_between_runs(tmp_path: Path) -> None:
+    one = job(tmp_path)
+    assert one.fingerprint == job(tmp_path, dataclasses.replace(CONFIG, workers=1, top_k=1)).fingerprint
+    assert one.fingerprint != job(tmp_path, dataclasses.replace(CONFIG, seed=1)).fingerprint
+
+
+def test_only_the_last_few_checkpoints_are_kept_and_leftovers_go(tmp_path: Path) -> None:
+    for step in range(5):
+        save_checkpoint(tmp_path, step, Checkpoint(tensors={"x": torch.tensor([step])}, figures={"fingerprint": "f"}))
+    assert [path.name[11:20] for path in sorted(tmp_path.iterdir())] == ["000000002", "000000003", "000000004"]
+    newest = load_newest(tmp_path, fingerprint="f")
+    assert newest is not None
+    assert newest.tensors["x"].item() == 4
+    (tmp_path / ".checkpoint-1.tmp").write_bytes(b"half")
+    (tmp_path / "checkpoint-000000009-0123456789abcdef.safetensors").write_bytes(b"")
+    discard_staged(tmp_path)
+    assert not list(tmp_path.glob(".*"))
+    assert load_newest(tmp_path, fingerprint="f") is not None
+
+
+def test_a3_36_without_the_folder_there_are_no_checkpoints(tmp_path: Path) -> None:
+    work = job(tmp_path)
+    work.paths.checkpoints.rmdir()
+    run(work, stop_after=1)
+    assert not work.paths.checkpoints.exists()

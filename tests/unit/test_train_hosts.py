@@ -1,0 +1,172 @@
+"""Topology, batches and the line between hosts, without a network to train."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from container.errors import ConfigError, TrainingError
+from tests.support import free_port, wait_until
+from train.config import TrainConfig
+from train.data import TrainingBatches
+from train.distributed import World
+from train.hostlink import HostLink, meet
+from train.launch import first_failure, report_failure
+from train.model import build_resnet
+from train.recipe import MovingAverage, build_optimizer, class_weights
+from train.topology import Topology, network_environment
+
+HOSTS = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
+
+
+def write(path: Path, value: object) -> Path:
+    path.write_text(json.dumps(value))
+    return path
+
+
+def test_a2_21_the_topology_comes_from_resourceconfig_alone(tmp_path: Path) -> None:
+    assert Topology.read(tmp_path / "absent.json", processes=2) == Topology(processes=2)
+    hosts = ["algo-1", "algo-10", "algo-2"]
+    value = {"current_host": "algo-2", "hosts": hosts, "network_interface_name": "eth1", "topology": {}}
+    found = Topology.read(write(tmp_path / "r.json", value), processes=4)
+    assert (found.rank, found.leads, found.world_size) == (2, False, 12)
+
+
+@pytest.mark.parametrize("value", [[], {}, {"hosts": []}, {"hosts": ["a"], "current_host": "b"}])
+def test_a_resourceconfig_that_makes_no_sense_is_named(tmp_path: Path, value: object) -> None:
+    with pytest.raises(ConfigError, match=r"r\.json must name"):
+        Topology.read(write(tmp_path / "r.json", value), processes=1)
+
+
+def test_a5_47_an_interface_that_does_not_exist_is_replaced(capsys: pytest.CaptureFixture[str]) -> None:
+    topology = Topology(hosts=HOSTS, current=HOSTS[0], interface="ethwe", processes=1)
+    env = network_environment(topology)
+    assert (env["GLOO_SOCKET_IFNAME"], env["TP_SOCKET_IFNAME"], env["NCCL_SOCKET_IFNAME"]) == ("lo", "lo", "=lo")
+    assert env["NCCL_HOSTID"] == HOSTS[0]
+    assert "'ethwe'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("count", "size"), [(10, 2), (11, 3), (50, 4)])
+def test_every_photo_comes_once_over_all_processes(count: int, size: int) -> None:
+    ranks = [
+        list(TrainingBatches(count, batch_size=3, seed=0, world=World(rank=rank, size=size))) for rank in range(size)
+    ]
+    one = TrainingBatches(count, batch_size=3, seed=0, world=World(size=size))
+    assert len({len(batches) for batches in ranks}) == 1
+    seen = [index for batches in ranks for batch in batches for _, index, real in batch if real]
+    assert sorted(seen) == list(range(count))
+    for step in range(one.steps):
+        assert one.size_of(step) == sum(real for batches in ranks for _, _, real in batches[step])
+
+
+def test_a2_20_unequal_shards_agree_on_the_steps_and_lose_nothing() -> None:
+    shards = [17, 2, 5]
+    ranks = [
+        TrainingBatches(0, batch_size=4, seed=0, world=World(rank=rank, size=3), shards=shards) for rank in range(3)
+    ]
+    batches = [list(rank) for rank in ranks]
+    assert {rank.steps for rank in ranks} == {2}
+    many = [TrainingBatches(0, batch_size=2, seed=0, world=World(rank=r, size=3), shards=shards) for r in range(3)]
+    for rank, own in zip(many, shards, strict=True):
+        keys = [key for batch in rank for key in batch]
+        assert sorted(index for _, index, real in keys if real) == list(range(own))
+    assert any(not real for batch in many[1] for _, _, real in batch)
+    for step in range(2):
+        assert ranks[0].size_of(step) == sum(real for rank in batches for _, _, real in rank[step])
+
+
+def test_the_rate_follows_the_square_root_of_the_global_batch() -> None:
+    model = build_resnet("resnet18", 2)
+    config = TrainConfig(pretrained=False, learning_rate=1e-3)
+    rates = [build_optimizer(model, config, global_batch=size).param_groups[0]["lr"] for size in (32, 128)]
+    assert rates == pytest.approx([1e-3, 2e-3])
+
+
+def test_class_weights_favour_the_rare_and_keep_the_scale() -> None:
+    weights = class_weights([100, 25], balanced=True)
+    assert float(weights[1] / weights[0]) == pytest.approx(2)
+    assert float(weights[0] * 100 + weights[1] * 25) == pytest.approx(125)
+    assert class_weights([100, 25], balanced=False).tolist() == [1, 1]
+
+
+def test_the_moving_average_follows_quickly_at_first() -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    average = MovingAverage(model, 0.99)
+    torch.nn.init.ones_(model.weight)
+    average.update(model, 1)
+    assert average.model.state_dict()["weight"].item() == pytest.approx(1 - 2 / 11)
+    assert MovingAverage(model, 0).model is model
+
+
+def together(hosts: tuple[str, ...], *, wait_s: float = 20) -> dict[str, HostLink | TrainingError]:
+    port, found = free_port(), dict[str, HostLink | TrainingError]()
+
+    def one(host: str) -> None:
+        try:
+            found[host] = meet(Topology(hosts=HOSTS, current=host, processes=1), wait_s=wait_s, port=port)
+        except TrainingError as error:
+            found[host] = error
+
+    threads = [threading.Thread(target=one, args=(host,)) for host in hosts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    return found
+
+
+def links(found: dict[str, HostLink | TrainingError]) -> list[HostLink]:
+    assert all(isinstance(link, HostLink) for link in found.values()), found
+    return [link for link in found.values() if isinstance(link, HostLink)]
+
+
+def test_a_failure_reaches_every_host() -> None:
+    found = links(together(HOSTS))
+    last = next(link for link in found if link.current == HOSTS[2])
+    last.fail("rank 2 ran out of luck")
+    others = [link for link in found if link is not last]
+    for link in others:
+        assert wait_until(lambda link=link: link.failure, timeout_s=5, what="the message") == "rank 2 ran out of luck"  # type: ignore[misc]
+    for link in found:
+        link.close()
+
+
+def test_a_host_that_vanishes_is_named() -> None:
+    found = links(together(HOSTS))
+    vanished = next(link for link in found if link.current == HOSTS[1])
+    for connection in vanished._peers.values():
+        connection.shutdown(2)
+    leader = next(link for link in found if link.current == HOSTS[0])
+    assert "host 127.0.0.2 ended without a word" in wait_until(lambda: leader.failure, timeout_s=5, what="the message")
+    for link in found:
+        link.close()
+
+
+def test_a5_50_missing_hosts_are_named_to_those_that_came() -> None:
+    found = together(HOSTS[:2], wait_s=2)
+    assert all("127.0.0.3" in str(found[host]) for host in HOSTS[:2]), found
+
+
+def test_hosts_that_finish_do_not_fail_each_other() -> None:
+    found = links(together(HOSTS))
+    threads = [threading.Thread(target=link.finish, kwargs={"timeout_s": 5}) for link in found]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for link in found:
+        link.close()
+    assert [link.failure for link in found] == [None] * 3
+
+
+def test_the_first_failure_is_the_one_that_counts(tmp_path: Path) -> None:
+    report_failure(tmp_path, 1, ConfigError("a mistake"))
+    report_failure(tmp_path, 0, RuntimeError("connection closed by peer"))
+    found = first_failure(tmp_path, 1)
+    assert str(found) == "a mistake"
+    assert "without a word" in str(first_failure(tmp_path / "none", -9))

@@ -1,0 +1,206 @@
+"""Calibration, int8, and the report."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from container.preprocessing import Preprocessing, preprocess
+from tests.support import encoded, picture
+from train.calibration import bins, calibrate, expected_error, fit_temperature, threshold
+from train.channels import Photo
+from train.charts import confusion_chart
+from train.config import TrainConfig
+from train.figures import Figures, collect
+from train.graph import resnet_graph
+from train.heatmap import activation_map, overlay
+from train.loop import Epoch, Outcome, Predictions
+from train.model import build_resnet
+from train.quantization import LEAST_PHOTOS, answers, judge, quantize, session
+from train.report import write_report
+from train.results import Results
+
+SPEC = Preprocessing.for_image_size(64)
+
+
+def predictions(count: int, *, classes: int = 4, sharpness: float = 1.0, seed: int = 0) -> Predictions:
+    """Logits from which the labels are really drawn, then multiplied by `sharpness`."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(count, classes)) * 2
+    chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    labels = np.array([rng.choice(classes, p=row) for row in chances])
+    return Predictions((logits * sharpness).astype(np.float32), labels.astype(np.int64))
+
+
+@pytest.mark.parametrize("sharpness", [0.25, 1.0, 3.0])
+def test_the_temperature_undoes_over_and_under_confidence(sharpness: float) -> None:
+    found = predictions(4000, sharpness=sharpness)
+    assert fit_temperature(found) == pytest.approx(sharpness, rel=0.1)
+    fitted = calibrate(found, coverage=0.9)
+    assert fitted.ece_after < 0.03
+    assert fitted.ece_after <= fitted.ece_before + 1e-3
+
+
+def test_the_calibration_error_by_hand() -> None:
+    probability = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.45, 0.55]])
+    labels = np.array([0, 1, 1, 1])
+    (found,) = bins(probability, labels, 2)
+    assert (found.count, found.accuracy) == (4, 0.75)
+    assert found.confidence == pytest.approx(0.7375)
+    assert expected_error(bins(probability, labels, 2)) == pytest.approx(0.0125)
+
+
+@pytest.mark.parametrize(("coverage", "kept"), [(1.0, 4), (0.75, 3), (0.5, 2), (0.3, 2)])
+def test_the_threshold_keeps_the_stated_share(coverage: float, kept: int) -> None:
+    probability = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.45, 0.55]])
+    assert int((probability.max(1) >= threshold(probability, coverage)).sum()) == kept
+
+
+def photos(folder: Path, count: int) -> list[Photo]:
+    folder.mkdir(parents=True)
+    for index in range(count):
+        (folder / f"{index:03}.png").write_bytes(encoded(picture(80, 70, seed=index)))
+    return [Photo(path, index % 3) for index, path in enumerate(sorted(folder.iterdir()))]
+
+
+def network(num_classes: int = 3) -> tuple[bytes, nn.Linear]:
+    torch.manual_seed(0)
+    model = build_resnet("resnet18", num_classes).eval()
+    return resnet_graph(model, image_size=64).SerializeToString(), model.fc
+
+
+def test_int8_answers_nearly_as_float32_does_and_the_same_each_time(tmp_path: Path) -> None:
+    seen = photos(tmp_path / "photos", 12)
+    float32, _ = network()
+    int8 = quantize(float32, seen, SPEC)
+    assert len(int8) < 0.3 * len(float32)
+    exact, rounded = answers(float32, seen, SPEC), answers(int8, seen, SPEC)
+    assert np.corrcoef(exact.logits.ravel(), rounded.logits.ravel())[0, 1] > 0.9
+    (tmp_path / "model.int8.onnx").write_bytes(int8)
+    for threads in (1, 2):
+        engine = session(tmp_path / "model.int8.onnx", threads=threads)
+        for photo, logits in zip(seen, rounded.logits, strict=True):
+            (served,) = engine.run(["logits"], {"photos": preprocess(photo.path.read_bytes(), SPEC)[None]})
+            np.testing.assert_array_equal(served[0], logits)
+    (maps, features) = engine.run(["maps", "features"], {"photos": preprocess(seen[0].path.read_bytes(), SPEC)[None]})
+    assert maps.shape == (1, 512, 2, 2)
+    np.testing.assert_allclose(maps.mean((2, 3)), features, atol=0.05)
+
+
+def flipped(found: Predictions, count: int) -> Predictions:
+    """The same answers, but for `count` right ones that are now wrong."""
+    logits = found.logits.copy()
+    for row in np.flatnonzero(logits.argmax(1) == found.labels)[:count]:
+        logits[row] = np.roll(logits[row], 1)
+    return Predictions(logits, found.labels)
+
+
+@pytest.mark.parametrize(
+    ("count", "changed", "ships", "reason"),
+    [
+        (400, 0, True, "loses 0.00%"),
+        (400, 2, True, "loses 0.50%"),
+        (400, 3, False, "loses 0.75% of validation accuracy; 0.50% is allowed"),
+        (LEAST_PHOTOS, 1, True, "loses 0.50%"),
+        (LEAST_PHOTOS - 1, 0, False, "too few"),
+    ],
+)
+def test_int8_ships_only_where_it_has_proved_itself(count: int, changed: int, ships: bool, reason: str) -> None:
+    exact = predictions(count)
+    verdict = judge(flipped(exact, changed), exact, max_drop_points=0.5, always=False)
+    assert (verdict.ships, reason in verdict.reason) == (ships, True), verdict
+    assert judge(flipped(exact, 50), exact, max_drop_points=0.5, always=True).ships
+
+
+def test_int8_that_answers_otherwise_does_not_ship_even_where_it_is_as_often_right() -> None:
+    exact = predictions(1000)
+    wrong = exact.logits.argmax(1) != exact.labels
+    logits = exact.logits.copy()
+    for row in np.flatnonzero(wrong)[:60]:
+        other = [c for c in range(4) if c not in (exact.labels[row], logits[row].argmax())]
+        logits[row, other[0]] = 99
+    verdict = judge(Predictions(logits, exact.labels), exact, max_drop_points=0.5, always=False)
+    assert not verdict.ships
+    assert "agrees" in verdict.reason
+
+
+def test_an_activation_map_shows_where_the_class_was_seen() -> None:
+    maps = np.zeros((2, 4, 4), np.float32)
+    maps[0, 1, 2] = 3
+    maps[1, 3, 3] = 5
+    activation = activation_map(maps, np.array([1, -1], np.float32))
+    assert int(activation.argmax()) == 1 * 4 + 2
+    assert (activation.min(), activation.max()) == (0, 1)
+    grey = Image.new("RGB", (64, 64), (90, 90, 90))
+    difference = np.abs(np.asarray(overlay(grey, activation), np.int16) - 90).sum(2)
+    assert difference[16:32, 32:48].mean() > 10 * max(1, difference[48:, :16].mean())
+
+
+def results(folder: Path) -> Results:
+    seen = photos(folder, 30)
+    rng = np.random.default_rng(0)
+    labels = np.array([photo.label for photo in seen], np.int64)
+    found = Predictions(rng.normal(size=(30, 3)).astype(np.float32) + 2 * np.eye(3, dtype=np.float32)[labels], labels)
+    epochs = [Epoch(n, 1 / n, 0.5, 1.2 / n, 0.4 + n / 10, 100.0, 2.0, 0.01) for n in (1, 2, 3)]
+    outcome = Outcome(epochs=epochs, best=epochs[-1])
+    return Results(outcome=outcome, photos=tuple(seen), validation=found, calibration=calibrate(found, coverage=0.9))
+
+
+def figures(folder: Path) -> Figures:
+    found = collect(
+        results(folder),
+        config=TrainConfig(architecture="resnet18"),
+        class_names=("a <b>", "bees", "wasps"),
+        seconds={"training": 6.0, "export": 1.0},
+    )
+    assert found is not None
+    return found
+
+
+def test_the_figures_agree_with_each_other(tmp_path: Path) -> None:
+    found = figures(tmp_path / "photos")
+    wrong = int(found.confusion.sum() - found.confusion.trace())
+    assert found.confusion.sum() == 30
+    assert len(found.mistakes) == min(12, wrong)
+    assert sum(len(photos) for _, _, photos in found.pairs) == wrong
+    for row, truth in zip(found.per_class(), range(3), strict=True):
+        assert row["photos"] == 10
+        assert row["recall"] == found.confusion[truth, truth] / 10
+
+
+def test_the_report_is_one_page_that_needs_nothing_else(tmp_path: Path) -> None:
+    float32, head = network()
+    found = figures(tmp_path / "photos")
+    write_report(tmp_path, found, network=float32, head=head.weight.detach().numpy(), spec=SPEC)
+    page = (tmp_path / "report.html").read_text()
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert "a &lt;b&gt;" in page
+    assert "a <b>" not in page
+    assert page.count("<img") == 2 * len(found.mistakes) + sum(min(4, len(seen)) for _, _, seen in found.pairs)
+    data = json.loads((tmp_path / "report.json").read_text())
+    assert data["confusion"] == found.confusion.tolist()
+    assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_photos_of_another_host_are_left_out_of_the_page(tmp_path: Path) -> None:
+    float32, head = network()
+    found = figures(tmp_path / "photos")
+    for path in (tmp_path / "photos").iterdir():
+        path.unlink()
+    write_report(tmp_path, found, network=float32, head=head.weight.detach().numpy(), spec=SPEC)
+    assert "<img" not in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("classes", [2, 15, 40, 133])
+def test_the_confusion_chart_draws_any_number_of_classes(classes: int) -> None:
+    chart = confusion_chart([f"class {index}" for index in range(classes)], np.eye(classes, dtype=np.int64))
+    assert chart.count('class="right"') == classes
+    assert ("text-anchor" in chart) == (classes <= 40)

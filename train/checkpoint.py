@@ -1,0 +1,87 @@
+"""Checkpoints: what a job needs to go on where it was stopped, in one file each, whole or not there.
+
+A checkpoint is a safetensors file of tensors by name, with its figures as JSON in the header, and carries its own
+checksum in its name: checkpoint-<step>-<sha256>.safetensors. SageMaker copies the folder to S3 and back, and what
+comes back may be half a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+_KEEP: Final = 3
+_NAME: Final = re.compile(r"checkpoint-(\d{9})-([0-9a-f]{16})\.safetensors")
+_HEADER: Final = "kennel"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Tensors by name, and figures that JSON can hold."""
+
+    tensors: dict[str, Tensor]
+    figures: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
+    """Write one file, atomically, and remove all but the newest few."""
+    staged = folder / f".checkpoint-{os.getpid()}.tmp"
+    # safetensors refuses tensors that share memory or have gaps.
+    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in checkpoint.tensors.items()}
+    save_file(tensors, staged, metadata={_HEADER: json.dumps(checkpoint.figures)})
+    with staged.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        os.fsync(file.fileno())
+    path = folder / f"checkpoint-{step:09}-{digest}.safetensors"
+    staged.replace(path)
+    for old in _by_age(folder)[_KEEP:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load_newest(folder: Path, *, fingerprint: str) -> Checkpoint | None:
+    """The newest checkpoint that is whole and of this job (`figures["fingerprint"]`); says which it passes over."""
+    for path in _by_age(folder):
+        checkpoint = _load(path)
+        if checkpoint is None:
+            print(f"warning: {path.name} is damaged; trying the one before", flush=True)
+        elif checkpoint.figures.get("fingerprint") != fingerprint:
+            print(f"warning: {path.name} is of another job (other data or hyperparameters); it is not used", flush=True)
+        else:
+            return checkpoint
+    return None
+
+
+def discard_staged(folder: Path) -> None:
+    """Remove what a killed run left half-written."""
+    for path in folder.glob(".checkpoint-*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def _by_age(folder: Path) -> list[Path]:
+    """Newest first: by step, then by time, since another job's leftovers may have the same steps."""
+    files = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+    return sorted(files, key=lambda path: (path.name[:20], path.stat().st_mtime_ns), reverse=True)
+
+
+def _load(path: Path) -> Checkpoint | None:
+    match = _NAME.fullmatch(path.name)
+    try:
+        with path.open("rb") as file:
+            whole = match is not None and hashlib.file_digest(file, "sha256").hexdigest()[:16] == match[2]
+        if not whole:
+            return None
+        with safe_open(path, framework="pt") as content:
+            figures = json.loads(content.metadata()[_HEADER])
+            return Checkpoint(tensors={name: content.get_tensor(name) for name in content.keys()}, figures=figures)  # noqa: SIM118
+    except (OSError, ValueError, KeyError):
+        return None

@@ -1,0 +1,42 @@
+"""The program `doctor`: look at the photos that `train` would train on, and say what is wrong with them."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+from container.contract import SageMakerPaths
+from container.errors import UserError
+from train.config import TrainConfig, read_command_line, read_hyperparameters
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit code 0, or 1 where `train` would refuse the photos."""
+    from train.channels import find_channels  # torch, below these, takes seconds to import.
+    from train.distributed import ALONE
+    from train.job import report_findings
+    from train.sets import open_photo_sets
+
+    started = time.perf_counter()
+    paths = SageMakerPaths.from_env()
+    try:
+        given = read_hyperparameters(paths.hyperparameters)
+        config = TrainConfig.from_hyperparameters(given, read_command_line(arguments))
+        paths.output_data.mkdir(parents=True, exist_ok=True)
+        _, findings = open_photo_sets(find_channels(paths), seed=config.seed, world=ALONE)
+        report_findings(findings, paths, strict=config.strict_data)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    seconds = time.perf_counter() - started
+    print(f"looked at {findings.photos} photos in {seconds:.1f} s; {paths.output_data / 'doctor.json'} names them all")
+    return 0
+
+
+def run() -> None:
+    sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,145 @@
+"""The photo sets of a job, as one of its processes sees them.
+
+SageMaker gives every host all photos of a channel, or (ShardedByS3Key) each a part of them. Which it was is told from
+the file names that the hosts see, since not every platform writes it down.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from container.errors import DataError
+from train.channels import (
+    Channels,
+    Photo,
+    PhotoSets,
+    check_classes,
+    check_validation,
+    class_folder_names,
+    list_photos,
+    split_validation,
+    without,
+)
+from train.distributed import World
+from train.doctor import Facts, Findings, examine, look
+
+ROLES: Final = ("training", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSets:
+    """This host's photos by role, and the roles of which each host has a part of its own."""
+
+    photos: PhotoSets
+    world: World
+    sharded: frozenset[str] = frozenset()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.photos.class_names
+
+    def own(self, role: str) -> Sequence[Photo]:
+        """This process's share: over all processes, every photo is in one of them."""
+        return _share(of_role(self.photos, role), self.world, sharded=role in self.sharded)
+
+    def answered(self, role: str) -> tuple[Photo, ...]:
+        """Photos of the role in the order in which all processes' answers are put together."""
+        return tuple(photo for part in self.world.gather(list(self.own(role))) for photo in part)
+
+    def count(self, role: str) -> int:
+        """Photos of the role on all hosts."""
+        return sum(self.world.gather(len(self.own(role))))
+
+    @property
+    def shards(self) -> list[int] | None:
+        """How many training photos each process has to itself; None where all see the same."""
+        return self.world.gather(len(self.own("training"))) if "training" in self.sharded else None
+
+    def class_counts(self) -> list[int]:
+        """Training photos of each class, on all hosts."""
+        counts: Counter[int] = Counter()
+        for part in self.world.gather([photo.label for photo in self.own("training")]):
+            counts.update(part)
+        return [counts[label] for label in range(len(self.class_names))]
+
+
+def of_role(sets: PhotoSets, role: str) -> tuple[Photo, ...]:
+    photos: tuple[Photo, ...] = getattr(sets, role)
+    return photos
+
+
+def open_photo_sets(channels: Channels, *, seed: int, world: World) -> tuple[JobSets, Findings]:
+    """List the photos, look at each, leave out those that cannot be read, and hold out a validation set.
+
+    Raises DataError where a class, or a set, is left without a photo.
+    """
+    names = {name for part in world.gather(class_folder_names(channels)) for name in part}
+    listed = list_photos(channels, names)
+    facts = _look(listed, world)
+    readable = without(listed, {path for path, fact in facts.items() if fact.fault})
+    for path, fact in facts.items():
+        if fact.fault:
+            world.say(f"warning: {path} is left out: {fact.fault}")
+    check_classes(readable.class_names, _filled(readable, world))
+    sets = _with_shards(split_validation(readable, seed=seed), world)
+    check_validation(sets.count("validation"))
+    for role in ROLES:
+        if of_role(listed, role) and not sets.count(role):
+            raise DataError(f"channel {role!r} holds no readable photo")
+    if min(world.gather(len(sets.own("training")))) == 0:
+        raise DataError("a host has no training photo; use fewer hosts, or give every host photos")
+    return sets, _findings(sets, facts)
+
+
+def _look(listed: PhotoSets, world: World) -> dict[Path, Facts]:
+    """Each process looks at its share; all learn of every photo."""
+    sets = _with_shards(listed, world)
+    own = look([photo.path for role in ROLES for photo in sets.own(role)])
+    return {path: fact for part in world.gather(own) for path, fact in part.items()}
+
+
+def _findings(sets: JobSets, facts: Mapping[Path, Facts]) -> Findings:
+    everything = {role: sets.answered(role) for role in ROLES}
+    return examine(everything, facts, sets.class_names)
+
+
+def check_leaks(findings: Findings, *, strict: bool) -> None:
+    """Warn of photos that lie in two sets. Raises DataError where that is an error."""
+    if not findings.leaks:
+        return
+    one, two = findings.leaks[0]
+    text = (
+        f"{len(findings.leaks)} photo(s) lie in two sets, such as {one.role}/{one.photo.path.name} and "
+        f"{two.role}/{two.photo.path.name}: figures of the second will be too good"
+    )
+    if strict:
+        raise DataError(f"{text}; remove them, or set strict_data=false")
+    print(f"warning: {text}", flush=True)
+
+
+def _filled(sets: PhotoSets, world: World) -> set[int]:
+    return {label for part in world.gather({photo.label for photo in sets.training}) for label in part}
+
+
+def _with_shards(sets: PhotoSets, world: World) -> JobSets:
+    digests = world.gather({role: _digest(of_role(sets, role)) for role in ROLES})
+    sharded = {role for role in ROLES if len({digest[role] for digest in digests}) > 1}
+    if sharded:
+        world.say(f"each host has its own part of: {', '.join(sorted(sharded))}")
+    return JobSets(photos=sets, world=world, sharded=frozenset(sharded))
+
+
+def _digest(photos: Sequence[Photo]) -> str:
+    names = "\n".join(f"{photo.label}/{photo.path.name}" for photo in photos)
+    return hashlib.sha256(names.encode()).hexdigest()
+
+
+def _share(photos: Sequence[Photo], world: World, *, sharded: bool) -> Sequence[Photo]:
+    if sharded:
+        return photos[world.local_rank :: world.local_size]
+    return photos[world.rank :: world.size]

@@ -1,0 +1,166 @@
+"""The program `tune`: a search for hyperparameters with Optuna, on one machine, over the ranges that `train` ships.
+
+    tune [--trials 20] [--name value …]
+
+Values that are given are the same in every trial; the other tunable ones are searched for. Each trial is a `train` of
+its own in output/data/trials; a trial that falls behind the median is ended early. The search goes on where an
+earlier one in the same folder stopped. The best trial's artifact is left in the model folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import optuna
+
+from container.artifact import find_artifact
+from container.contract import VALIDATION_ACCURACY, VALIDATION_BEST_ACCURACY, SageMakerPaths
+from container.errors import KennelError, TrainingError
+from train.config import TrainConfig, options, read_command_line, read_hyperparameters
+from train.hyperparameters import Option, Range, parse
+from train.stop import STOP
+
+_DEFAULT_TRIALS: Final = "20"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Return the exit code: 0 with the best artifact in the model folder."""
+    paths = SageMakerPaths.from_env()
+    try:
+        STOP.install()
+        STOP.hold()
+        given = read_command_line(arguments)
+        trials = int(parse(given.pop("trials", _DEFAULT_TRIALS), int, Option(help="", minimum=1)))
+        fixed = {**read_hyperparameters(paths.hyperparameters), **given}
+        TrainConfig.from_hyperparameters(fixed)
+        best = search(paths, {_canonical(name): str(value) for name, value in fixed.items()}, trials=trials)
+    except (KennelError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"best: {json.dumps(best)}", flush=True)
+    return 0
+
+
+def _canonical(name: str) -> str:
+    return name.strip().lower().replace("-", "_")
+
+
+def search(paths: SageMakerPaths, fixed: Mapping[str, str], *, trials: int) -> dict[str, Any]:
+    """Run trials until that many are complete, counting those of earlier runs; return the best one's description."""
+    folder = paths.output_data
+    folder.mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        study_name="kennel",
+        storage=f"sqlite:///{folder / 'tuning.db'}",
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(seed=int(fixed.get("seed", "0"))),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=1),
+        load_if_exists=True,
+    )
+    while _finished(study) < trials and not STOP.requested():
+        _one_trial(study, paths, fixed)
+    if not [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]:
+        raise TrainingError(
+            f"no trial came to its end, so there is nothing to choose from; their logs lie in {folder / 'trials'}"
+        )
+    best = {"trial": study.best_trial.number, "value": study.best_value, "hyperparameters": study.best_params}
+    (folder / "tuning.json").write_text(json.dumps({"best": best, "trials": _all(study)}, indent=2), encoding="utf-8")
+    shutil.copytree(
+        find_artifact(folder / "trials" / str(study.best_trial.number) / "model"), paths.model, dirs_exist_ok=True
+    )
+    return best
+
+
+def _finished(study: optuna.Study) -> int:
+    return sum(trial.state.is_finished() for trial in study.trials)
+
+
+def _all(study: optuna.Study) -> list[dict[str, Any]]:
+    return [
+        {"trial": trial.number, "state": trial.state.name, "value": trial.value, "hyperparameters": trial.params}
+        for trial in study.trials
+    ]
+
+
+def _one_trial(study: optuna.Study, paths: SageMakerPaths, fixed: Mapping[str, str]) -> None:
+    trial = study.ask()
+    values = {**fixed, **suggest(trial, fixed)}
+    print(f"trial {trial.number}: {json.dumps(trial.params)}", flush=True)
+    value, pruned = _train(trial, _tree(paths, trial.number), values)
+    if pruned:
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    elif value is None:
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    else:
+        study.tell(trial, value)
+    outcome = "ended early" if pruned else "failed" if value is None else f"{VALIDATION_BEST_ACCURACY.name} {value:.4f}"
+    print(f"trial {trial.number}: {outcome}", flush=True)
+
+
+def suggest(trial: optuna.Trial, fixed: Mapping[str, str]) -> dict[str, str]:
+    """A value for every tunable hyperparameter that is not fixed."""
+    values: dict[str, str] = {}
+    for name, (kind, option) in options().items():
+        if name in fixed or option.tune is None:
+            continue
+        if not isinstance(option.tune, Range):
+            values[name] = trial.suggest_categorical(name, option.tune)
+        elif kind is int:
+            values[name] = str(
+                trial.suggest_int(name, int(option.tune.low), int(option.tune.high), log=option.tune.log)
+            )
+        else:
+            values[name] = repr(trial.suggest_float(name, option.tune.low, option.tune.high, log=option.tune.log))
+    return values
+
+
+def _tree(paths: SageMakerPaths, number: int) -> SageMakerPaths:
+    """A tree of the trial's own, its data a link to the real channels."""
+    tree = SageMakerPaths(paths.output_data / "trials" / str(number))
+    shutil.rmtree(tree.base, ignore_errors=True)
+    tree.config.mkdir(parents=True)
+    tree.data.symlink_to(paths.data)
+    if paths.input_data_config.is_file():
+        shutil.copy(paths.input_data_config, tree.input_data_config)
+    return tree
+
+
+def _train(trial: optuna.Trial, tree: SageMakerPaths, values: Mapping[str, str]) -> tuple[float | None, bool]:
+    """Run `train`; return the objective (None where it failed) and whether the trial was ended early."""
+    words = [word for name, value in values.items() for word in (f"--{name}", value)]
+    env = {**os.environ, "SAGEMAKER_BASE_DIR": str(tree.base)}
+    command = [sys.executable, "-m", "train", *words]
+    value, epoch, pruned = None, 0, False
+    with (
+        (tree.base / "log").open("w") as log,
+        subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
+    ):
+        assert process.stdout is not None  # noqa: S101 - for the type checker: it is a pipe
+        for line in process.stdout:
+            log.write(line)
+            if match := re.fullmatch(VALIDATION_BEST_ACCURACY.regex, line.strip()):
+                value = float(match[1])
+            if match := re.fullmatch(VALIDATION_ACCURACY.regex, line.strip()):
+                epoch += 1
+                trial.report(float(match[1]), epoch)
+                pruned = pruned or trial.should_prune()
+            if pruned or STOP.requested():
+                process.send_signal(signal.SIGTERM)
+    return (value if process.returncode == 0 else None), pruned
+
+
+def run() -> None:
+    sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    run()
