@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from deploy.commands import check, data, stand, train
+from deploy.commands import check, data, stand, train, watch
 from deploy.commands.common import set_up
 from deploy.errors import DeployError
 
@@ -32,12 +32,12 @@ app.add_typer(train.ec2_app, name="ec2")
 app.add_typer(stand.endpoint_app, name="endpoint")
 for command in (
     check.doctor,
-    train.advise,
+    watch.advise,
     train.train,
     train.tune,
-    train.status,
-    train.logs,
-    train.stop,
+    watch.status,
+    watch.logs,
+    watch.stop,
     check.invoke,
     check.loadtest,
     check.audit,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,9 +34,6 @@ class Stack:
     template: str
     parameters: Mapping[str, str]
     adopts: bool = False
-
-    def release(self) -> dict[str, Any]:
-        return {"name": self.name, "template": self.template, "parameters": dict(self.parameters)}
 
 
 @dataclass(frozen=True)
@@ -200,44 +196,14 @@ def _difference(entry: dict[str, Any]) -> str:
     return ", ".join(f"{one['PropertyPath']} is {one['ActualValue']}" for one in entry.get("PropertyDifferences", []))
 
 
-# ---- releases: what was applied, so that it can be applied again ---------------------------------------------------
-
-
-def record_release(aws: Aws, stack: Stack) -> None:
-    """Keep what was applied; the newest release is what stands."""
-    key = f"{_releases(stack.name)}{len(release_keys(aws, stack.name)):06d}.json"
-    aws.call("s3", "put_object", Bucket=aws.bucket, Key=key, Body=json.dumps(stack.release()).encode())
-
-
-def release_keys(aws: Aws, name: str) -> list[str]:
-    entries = aws.pages("s3", "list_objects_v2", "Contents", Bucket=aws.bucket, Prefix=_releases(name))
-    return sorted(entry["Key"] for entry in entries)
-
-
-def release_before(aws: Aws, name: str, *, current: Mapping[str, str]) -> Stack:
-    """The newest release that is not what stands (`current` also holds defaults). Raises DeployError without one."""
-    for key in reversed(release_keys(aws, name)):
-        body = aws.call("s3", "get_object", Bucket=aws.bucket, Key=key)["Body"].read()
-        release = Stack(**json.loads(body))
-        if any(current.get(key) != value for key, value in release.parameters.items()):
-            return release
-    raise DeployError(f"stack '{name}' has no earlier release to go back to")
-
-
-def _releases(name: str) -> str:
-    return f"releases/{name}/"
-
-
-# ---- details -------------------------------------------------------------------------------------------------------
-
-
 def _require_movable(aws: Aws, name: str) -> None:
     stack = describe(aws, name)
     state = stack["StackStatus"] if stack else ""
     if state.endswith("_IN_PROGRESS"):
         raise DeployError(f"stack '{name}' is {state}: another apply is under way; repeat when it has ended")
     if state == "ROLLBACK_COMPLETE":
-        raise DeployError(f"stack '{name}' was never made whole ({state}); delete the rest first: `endpoint destroy`")
+        command = "destroy --all" if name == aws.profile.base_stack else "endpoint destroy"
+        raise DeployError(f"stack '{name}' was never made whole ({state}); delete the rest first: `{command}`")
     if state in HALF_WAY:
         raise DeployError(f"stack '{name}' is half-way ({state}): `endpoint rollback` first\n{failure(aws, name)}")
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from deploy import doctor, endpoint, images, jobs, lambda_zip, quotas, stacks, teardown
+from deploy import doctor, endpoint, images, jobs, lambda_zip, quotas, releases, stacks, teardown
 from deploy.aws import Aws
 from deploy.commands.common import Context, PlanOnly, Yes, aws_of, proceed, say
 from deploy.errors import DeployError
@@ -104,7 +104,7 @@ def endpoint_rollback(context: Context, plan: PlanOnly = False, yes: Yes = False
             stacks.go_back(aws, name, say=say)
         return
     current = {entry["ParameterKey"]: entry["ParameterValue"] for entry in stack.get("Parameters", [])}
-    _apply(aws, stacks.release_before(aws, name, current=current), endpoint.cost_notes(aws.profile), plan, yes)
+    _apply(aws, releases.before(aws, name, current=current), endpoint.cost_notes(aws.profile), plan, yes)
 
 
 @endpoint_app.command("destroy")
@@ -149,7 +149,7 @@ def _apply(aws: Aws, stack: stacks.Stack, notes: tuple[str, ...], plan_only: boo
             stacks.discard(aws, stack, changes)
     if go_on and changes.arn:
         stacks.execute(aws, stack, changes, say=say)
-        stacks.record_release(aws, stack)
+        releases.record(aws, stack)
     if go_on:
         for name, value in sorted(stacks.outputs(aws, stack.name).items()):
             say(f"{name}: {value}")

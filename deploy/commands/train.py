@@ -1,4 +1,4 @@
-"""`train`, `tune`, `ec2 train`, `advise`, and the jobs' `status`, `logs` and `stop`."""
+"""`train`, `tune` and `ec2 train`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from deploy import datasets, doctor, ec2, images, jobs, quotas, training
+from deploy import datasets, doctor, ec2, images, quotas, training
 from deploy.aws import Aws
-from deploy.commands.common import Context, PlanOnly, aws_of, proceed, say, screen
+from deploy.commands import watch
+from deploy.commands.common import Context, PlanOnly, aws_of, proceed, say
 from deploy.commands.data import dataset_name, push_folder
-from deploy.errors import DeployError
+from deploy.commands.watch import Follow
 from deploy.plan import Plan, Step
-from deploy.pricing import advice, ceiling_words, load_prices
+from deploy.pricing import ceiling_words, load_prices
 
 Data = Annotated[str, typer.Option(help="Data set that `data push` has put there, or a folder: it is pushed first.")]
 Image = Annotated[str, typer.Option(help="Tag in ECR, or a digest URI as build_and_push.sh prints it.")]
@@ -26,7 +26,6 @@ Instances = Annotated[int | None, typer.Option(help="How many, instead of the pr
 Spot = Annotated[bool | None, typer.Option("--spot/--no-spot", help="Instead of the profile's.")]
 Hours = Annotated[float | None, typer.Option(help="The job is ended after this, instead of the profile's.")]
 Weights = Annotated[str, typer.Option(help="s3:// folder of pretrained weights, as the channel 'pretrained'.")]
-Follow = Annotated[bool, typer.Option("--follow", "-f", help="Show the log until the job has ended.")]
 Resume = Annotated[str, typer.Option("--continue", metavar="JOB", help="Go on from this job's checkpoints.")]
 
 ec2_app = typer.Typer(no_args_is_help=True, help="The same training on an EC2 instance.")
@@ -161,75 +160,11 @@ def ec2_train(
     _started(context, job.name, follow=follow)
 
 
-def advise(
-    context: Context,
-    photos: Annotated[int, typer.Option(help="Training photos.")] = 6680,
-    epochs: Annotated[int, typer.Option(help="Passes over them.")] = 10,
-    spot: Annotated[bool, typer.Option(help="With spot's usual price.")] = False,
-) -> None:
-    """Which machine to train on: time and cost of each, and where the figures come from."""
-    table = Table("machine", "hours", "dollars", "images/s", "why", box=None, pad_edge=False)
-    estimates = advice(photos=photos, epochs=epochs, spot=spot)
-    for estimate in estimates:
-        machine = estimate.machine
-        cells = (
-            f"ml.{machine.name}",
-            f"{estimate.hours:.1f}",
-            f"{estimate.dollars:.2f}",
-            f"{machine.train_images_per_s:g}",
-        )
-        table.add_row(*cells, machine.basis)
-    screen.print(table)
-    fastest = min(estimates, key=lambda estimate: estimate.hours)
-    say(f"cheapest: ml.{estimates[0].machine.name}, {estimates[0].words()}")
-    say(f"fastest: ml.{fastest.machine.name}, {fastest.words()}")
-    say(f"{load_prices().caveat}; whole fine-tuning of ResNet-50; a head alone needs one pass")
-
-
-def status(context: Context, job: Annotated[str, typer.Argument(help="A training, tuning or EC2 job.")]) -> None:
-    """A job's state, its best metric so far, and its artifact."""
-    aws = aws_of(context)
-    found = jobs.status(aws, job)
-    say(f"{found.kind} {found.name}: {found.state} {found.detail}".rstrip())
-    for name, value in sorted(jobs.best_metric(aws, jobs.log_source(aws, found)).items()):
-        say(f"  best {name} {value:.4f}")
-    for label, words in (("failure", found.failure), ("artifact", found.artifact)):
-        if words:
-            say(f"  {label}: {words}")
-    if found.kind == "training" and found.state == "Failed":
-        raise typer.Exit(1)
-
-
-def logs(
-    context: Context,
-    job: Annotated[str, typer.Argument(help="A training, tuning or EC2 job.")],
-    follow: Follow = False,
-) -> None:
-    """A job's log, of all its hosts."""
-    aws = aws_of(context)
-    found = jobs.status(aws, job)
-    ended = (lambda: jobs.status(aws, job).ended) if follow else None
-    for stream, line in jobs.lines(aws, jobs.log_source(aws, found), follow_until=ended):
-        say(f"{stream.rsplit('/', 1)[-1].partition('-1')[0]}  {line}" if found.kind == "tuning" else line)
-
-
-def stop(
-    context: Context, job: Annotated[str, typer.Argument(help="A job that runs.")], plan: PlanOnly = False
-) -> None:
-    """End a job; on SageMaker it has two minutes to save its model."""
-    aws = aws_of(context)
-    found = jobs.status(aws, job)
-    if found.ended:
-        raise DeployError(f"{found.kind} {job} is {found.state} already")
-    if proceed(Plan(f"stop {job}", (Step("delete", f"{found.kind} {job}"),)), plan_only=plan):
-        jobs.stop(aws, found)
-
-
 def _started(context: Context, name: str, *, follow: bool) -> None:
     say(name)
     if follow:
-        logs(context, name, follow=True)
-        status(context, name)
+        watch.logs(context, name, follow=True)
+        watch.status(context, name)
 
 
 def _job(

@@ -14,7 +14,7 @@ import boto3
 import httpx
 import pytest
 
-from deploy import stacks
+from deploy import releases
 from deploy.aws import Aws
 from tests.aws.conftest import ACCOUNT, BUCKET, PROFILES, REGION, Run, Sent
 
@@ -80,7 +80,7 @@ def test_a_second_apply_changes_nothing(run: Run, ready: None, sent: Sent, aws: 
     assert answer.code == 0, answer.error
     assert "kennel-dev-app is as it should be" in answer.output
     assert [name for name in sent.writes if name not in ("CreateChangeSet", "DeleteChangeSet")] == []
-    assert len(stacks.release_keys(aws, "kennel-dev-app")) == 1
+    assert len(releases.keys(aws, "kennel-dev-app")) == 1
 
 
 def test_rollback_goes_to_the_release_before(run: Run, ready: None, sent: Sent) -> None:

@@ -203,6 +203,28 @@ def test_a_change_set_without_changes_is_nothing_to_do(aws: Aws, stub: Stub) -> 
     stubber.assert_no_pending_responses()
 
 
+def test_what_was_changed_by_hand_is_named(aws: Aws, stub: Stub, clock: Clock) -> None:
+    stubber = stub("cloudformation")
+    stubber.add_response("detect_stack_drift", {"StackDriftDetectionId": "d-1"}, {"StackName": "kennel-dev-app"})
+    for state in ("DETECTION_IN_PROGRESS", "DETECTION_COMPLETE"):
+        answer = {"StackId": "s", "StackDriftDetectionId": "d-1", "DetectionStatus": state, "Timestamp": 0}
+        stubber.add_response("describe_stack_drift_detection_status", answer)
+    changed = {"PropertyPath": "/MaxCapacity", "ExpectedValue": "3", "ActualValue": "30", "DifferenceType": "NOT_EQUAL"}
+    drift = {
+        "StackId": "s",
+        "LogicalResourceId": "ScalableTarget",
+        "ResourceType": "AWS::ApplicationAutoScaling::ScalableTarget",
+        "StackResourceDriftStatus": "MODIFIED",
+        "PropertyDifferences": [changed],
+        "Timestamp": 0,
+    }
+    deleted = {**drift, "LogicalResourceId": "Dashboard", "StackResourceDriftStatus": "DELETED"}
+    stubber.add_response("describe_stack_resource_drifts", {"StackResourceDrifts": [drift, deleted]})
+    found = stacks.drift(aws, "kennel-dev-app")
+    assert found == ["ScalableTarget: /MaxCapacity is 30", "Dashboard: deleted by hand"]
+    assert clock.now > 0
+
+
 def test_an_endpoint_that_is_stuck_shows_its_containers_last_words(aws: Aws, stub: Stub) -> None:
     described = {
         "EndpointName": "kennel-dev",

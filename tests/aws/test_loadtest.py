@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,7 +34,7 @@ def photo(tmp_path: Path) -> Path:
 
 def test_a_running_server_is_measured(run: Run, server: Server, photo: Path) -> None:
     url = f"http://127.0.0.1:{server.port}"
-    answer = run("loadtest", photo, "--url", url, "--seconds", 0.5, "--latency-ms", 2000, "--peak", 20)
+    answer = run("loadtest", photo, "--url", url, "--seconds", 0.5, "--latency-ms", 20_000, "--peak", 20)
     assert answer.code == 0, answer.error
     rounds = [line for line in answer.output.splitlines() if " clients  " in line]
     assert rounds
@@ -85,25 +83,27 @@ def test_nobody_at_the_address_is_a_sentence(run: Run, photo: Path) -> None:
 def test_a_container_is_measured(engine: Engine, run: Run, photo: Path, tmp_path: Path) -> None:
     write_artifact(tmp_path / "model")
     with serving(engine, tmp_path / "model") as server:
-        answer = run("loadtest", photo, "--url", server.url, "--seconds", 0.5, "--latency-ms", 3000)
+        answer = run("loadtest", photo, "--url", server.url, "--seconds", 0.5, "--latency-ms", 20_000)
     assert answer.code == 0, answer.error
     assert "holds " in answer.output
 
 
+def _round(clients: int, requests_per_s: float, p99_ms: float, errors: int = 0) -> Round:
+    return Round(clients, requests=100, errors=errors, requests_per_s=requests_per_s, p50_ms=p99_ms / 2, p99_ms=p99_ms)
+
+
 def test_the_best_round_within_the_bound_wins() -> None:
-    """A server that answers one at a time in 10 ms: more clients give no more answers, only longer waits."""
-    lock = threading.Lock()
+    """More clients give more answers, then only longer waits; what comes after the bound is not looked at."""
+    rounds = iter([_round(1, 20, 50), _round(2, 35, 60), _round(4, 34, 120), _round(8, 90, 300), _round(16, 99, 10)])
+    seen: list[Round] = []
+    best = loadtest.best_within(rounds, bound_ms=200, say=seen.append)
+    assert (best.clients, best.requests_per_s) == (2, 35)
+    assert [one.clients for one in seen] == [1, 2, 4, 8]
 
-    def send(_: bytes) -> bool:
-        with lock:
-            time.sleep(0.01)
-        return True
 
-    rounds: list[Round] = []
-    best = loadtest.run(send, [b"x"], bound_ms=60, seconds=0.4, say=rounds.append)
-    assert best.p99_ms <= 60
-    assert rounds[-1].p99_ms > 60
-    assert 50 < best.requests_per_s <= 101
+def test_a_round_with_errors_is_not_held() -> None:
+    best = loadtest.best_within([_round(1, 20, 50), _round(2, 35, 60, errors=1)], bound_ms=200, say=lambda _: None)
+    assert best.clients == 1
 
 
 def test_sizing_follows_from_the_round() -> None:

@@ -52,11 +52,16 @@ def rooms(engine: Engine, tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "rooms"
     folder.mkdir()
     yield folder
-    for room in folder.iterdir():
-        mine = ("--filter", f"label=com.docker.compose.project={room.name}")
-        for kind, listing in (("rm", "ps --all"), ("network rm", "network ls")):
-            if names := engine(*listing.split(), "--quiet", *mine).stdout.split():
-                engine(*kind.split(), *(["--force"] if kind == "rm" else []), *names, check=False)
+    where, project = "com.docker.compose.project.working_dir", "com.docker.compose.project"
+    labels = f'{{{{.ID}}}} {{{{.Label "{project}"}}}} {{{{.Label "{where}"}}}}'
+    listed = engine("ps", "--all", "--filter", f"label={where}", "--format", labels).stdout.splitlines()
+    mine = [line.split()[:2] for line in listed if str(folder) in line]
+    for container, _ in mine:
+        engine("rm", "--force", container)
+    for room in {name for _, name in mine}:
+        networks = engine("network", "ls", "--quiet", "--filter", f"label={project}={room}").stdout.split()
+        if networks:
+            engine("network", "rm", *networks)
 
 
 def _play(order: dict[str, Any], rooms: Path, aws_env: dict[str, str]) -> dict[str, Any]:

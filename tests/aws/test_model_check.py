@@ -63,3 +63,14 @@ def test_a_missing_member_is_found(request_and_shape: tuple[dict[str, Any], Any]
     request, shape = copy.deepcopy(request_and_shape[0]), request_and_shape[1]
     del request["OutputDataConfig"]["S3OutputPath"]
     assert list(violations(shape, request)) == [".OutputDataConfig.S3OutputPath: missing"]
+
+
+def test_a_job_inside_a_vpc_fits() -> None:
+    model = botocore.session.get_session().get_service_model("sagemaker").operation_model("CreateTrainingJob")
+    settings = Training(subnets=("subnet-0a1",), security_groups=("sg-0a1",), spot=False)
+    channels = {"training": "s3://kennel-dev/data/dogs/", "pretrained": "s3://kennel-dev/weights/"}
+    job = Job(name="j", image="i", bucket="kennel-dev", channels=channels, settings=settings, warm_minutes=360)
+    role = "arn:aws:iam::123456789012:role/kennel-dev-training"
+    request = training_request(job, role_arn=role, profile=Profile("dev"))
+    assert request["VpcConfig"] == {"Subnets": ["subnet-0a1"], "SecurityGroupIds": ["sg-0a1"]}
+    assert list(violations(model.input_shape, request)) == []
