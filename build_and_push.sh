@@ -4,11 +4,10 @@ set -euo pipefail
 
 usage() {
   cat >&2 <<'TEXT'
-usage: ./build_and_push.sh [--dirty] [TAG] [-- BUILD_OPTION…]
+usage: ./build_and_push.sh [--dirty] [TAG]
 
   TAG            a second tag beside the git revision: dev, staging, prod and latest may move, any other is immutable
   --dirty        build from a tree with uncommitted changes, tagged REVISION-dirty-HASH
-  BUILD_OPTION   handed to `docker build` as it is, e.g. -- --build-arg DEVICE=cuda
 
 environment
   AWS_PROFILE, AWS_REGION   as the aws command reads them
@@ -16,6 +15,7 @@ environment
   KENNEL_KMS_KEY            a KMS key of your own for the repository (default: AWS's AES-256)
   CONTAINER_ENGINE          docker or podman (default: the one that is installed, docker first)
   PLATFORM                  default linux/amd64; linux/arm64 for Graviton
+  BASE, TORCH, PRETRAINED…  the settings of container/build.sh
 
 Safe to repeat: a revision that is already there is not built again. Progress goes to standard error.
 TEXT
@@ -44,12 +44,11 @@ attempt() {
 }
 
 parse_arguments() {
-  allow_dirty=no tag='' build_options=()
+  allow_dirty=no tag=''
   while (($#)); do
     case $1 in
       -h | --help) usage 0 ;;
       --dirty) allow_dirty=yes ;;
-      --) shift && build_options=("$@") && return ;;
       -*) say "build_and_push: unknown option '$1'" && usage 2 ;;
       *) [[ -z $tag ]] || usage 2; tag=$1 ;;
     esac
@@ -59,8 +58,7 @@ parse_arguments() {
 }
 
 choose_engine() {
-  engine=${CONTAINER_ENGINE:-}
-  [[ -n $engine ]] || engine=$(command -v docker || command -v podman) || die 'neither docker nor podman is installed'
+  engine=${CONTAINER_ENGINE:-$(container/engine.sh ensure)} || die 'there is no container engine: see above'
   "$engine" info >/dev/null 2>&1 || die "'$engine info' fails: start the engine, or choose another with CONTAINER_ENGINE"
   case $("$engine" --version) in *odman*) engine_kind=podman ;; *) engine_kind=docker ;; esac
   command -v aws >/dev/null || die 'the aws command is missing: pip install awscli'
@@ -119,14 +117,9 @@ log_in() {
   rm -f "$SECRETS/password"
 }
 
-# SageMaker refuses an image index, which BuildKit makes to attach its provenance; podman's own format is refused too.
 build() {
-  local format=()
-  [[ $engine_kind == docker ]] || format=(--format docker)
   say "building $uri:$revision"
-  BUILDX_NO_DEFAULT_ATTESTATIONS=1 DOCKER_BUILDKIT=1 "$engine" build --platform "${PLATFORM:-linux/amd64}" \
-    ${format[@]+"${format[@]}"} --file container/Dockerfile --tag "$uri:$revision" \
-    --label "org.opencontainers.image.revision=$revision" ${build_options[@]+"${build_options[@]}"} . >&2 ||
+  ENGINE=$engine IMAGE=$uri:$revision REVISION=$revision PLATFORM=${PLATFORM:-linux/amd64} container/build.sh >&2 ||
     die 'the build failed: its last lines are above'
 }
 

@@ -49,7 +49,12 @@ def project(tmp_path: Path) -> Path:
     folder = tmp_path / "project"
     (folder / "container").mkdir(parents=True)
     shutil.copy(SCRIPT, folder)
-    (folder / "container/Dockerfile").write_text("FROM scratch\nCOPY photo /photo\n")
+    for script in ("build.sh", "engine.sh"):
+        shutil.copy(SCRIPT.parent / "container" / script, folder / "container")
+    (folder / "container/requirements-torch-cuda.txt").touch()
+    (folder / "container/Dockerfile").write_text(
+        "FROM scratch\nARG REVISION\nLABEL org.opencontainers.image.revision=$REVISION\nCOPY photo /photo\n"
+    )
     (folder / "photo").write_bytes(os.urandom(64))
     _git(folder, "init", "--quiet")
     _commit(folder)
@@ -139,7 +144,7 @@ def test_a_revision_that_is_there_is_not_built_again(project: Path, aws_env: dic
     first = _push(project, aws_env)
     revision = _git(project, "rev-parse", "--short=12", "HEAD")
     _tell_moto(revision)
-    again = _push(project, aws_env, "prod", "--", "--build-arg", "NEVER=read")
+    again = _push(project, aws_env, "prod")
     assert (again.returncode, again.stdout) == (0, first.stdout), again.stderr
     assert "building" not in again.stderr
     assert sorted(_images()[0]["imageTags"]) == sorted([revision, "prod"])
