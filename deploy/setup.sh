@@ -51,4 +51,5 @@ if ! command -v cc >/dev/null && grep -q '^sagemaker-training==' "$requirements"
     without_toolkit "$requirements" > "$folder/share/requirements.txt"
     requirements=$folder/share/requirements.txt
 fi
-"$folder/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r "$requirements"
+# A lock names every package, so dependencies need not be looked at again.
+"$folder/bin/pip" install --quiet --disable-pip-version-check --require-hashes --no-deps -r "$requirements"
