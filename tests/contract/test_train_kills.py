@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import subprocess
 import time
 from pathlib import Path
 
@@ -25,6 +26,14 @@ def job(base: Path) -> SageMakerPaths:
     return paths
 
 
+def wait_for_line(process: subprocess.Popen[str], start: str) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(start):
+            return
+    raise AssertionError(f"the job ended before it printed {start!r}")
+
+
 @pytest.mark.timeout(900)
 def test_a3_37_sigkill_at_random_moments_changes_no_bit(tmp_path: Path) -> None:
     """Every start makes some way, is killed at a moment of its own, and the next goes on from there."""
@@ -33,16 +42,16 @@ def test_a3_37_sigkill_at_random_moments_changes_no_bit(tmp_path: Path) -> None:
     code, output = run_train(whole.base, *words)
     assert code == 0, output
     rng = random.Random(0)
-    kills = 0
-    while kills < KILLS:
+    for number in range(KILLS):
         with start_train(killed.base, *words) as process:
-            # Most starts are killed while they train, some while they still import: the moment is drawn, not chosen.
-            time.sleep(rng.uniform(2, 12))
+            if number % 5:  # Every fifth is killed while it still imports, or looks at the photos.
+                wait_for_line(process, "training resnet18")
+            time.sleep(rng.uniform(0, 3))
             process.kill()
             process.communicate()
-        kills += 1
     code, output = run_train(killed.base, *words)
     assert code == 0, output
+    assert "resumed in epoch" in output
     one, two = load_manifest(whole.model), load_manifest(killed.model)
     assert one.files == two.files
     assert one.metrics == two.metrics
