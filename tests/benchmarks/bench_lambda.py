@@ -1,6 +1,6 @@
 """The function's package and its cold start, beside an empty function's and the usual way's.
 
-    python -m tests.benchmarks lambda_function
+    python -m tests.benchmarks.bench_lambda
 
 An init is measured from the start of a real awslambdaric process to its first request for work; what counts is the
 time beyond that of a function that does nothing. The usual way is a function that is built on AWS Lambda Powertools
@@ -9,12 +9,11 @@ time beyond that of a function that does nothing. The usual way is a function th
 
 from __future__ import annotations
 
-import argparse
 import io
 import statistics
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -43,8 +42,7 @@ class Init(NamedTuple):
     cpu_ms: float
 
 
-def main(arguments: Sequence[str] = ()) -> None:
-    argparse.ArgumentParser(prog="lambda_function", description=__doc__).parse_args(arguments)
+def main() -> None:
     with tempfile.TemporaryDirectory() as name, RuntimeStandIn() as runtime:
         folder = Path(name)
         roots = {"empty": folder / "empty/task", "usual": folder / "usual/task", "ours": folder / "ours/task"}
@@ -101,3 +99,7 @@ def _table(inits: Mapping[str, Init], cold_ms: float, warm_ms: float) -> list[st
         f"| first call, endpoint answering at once | {cold_ms:.1f} ms | | |",
         f"| later calls, endpoint answering at once | {warm_ms:.1f} ms | | |",
     ]
+
+
+if __name__ == "__main__":
+    main()

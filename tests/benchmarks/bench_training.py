@@ -1,6 +1,6 @@
 """Training beside the usual way, in the same run on the same photos.
 
-    KENNEL_PHOTOS=folder python -m tests.benchmarks.training [head] [step] [processes] [--repeat 3]
+    KENNEL_PHOTOS=folder python -m tests.benchmarks.bench_training [head] [step] [processes] [--repeat 3]
 
 head: ResNet-50, frozen backbone, 5 epochs, from the start of the program to a servable artifact; the usual way trains
 with torch eager, its own transforms, and a validation after each epoch. step: images/s of full fine-tuning. processes:
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -85,7 +85,7 @@ _STEP = textwrap.dedent(
 )
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str] = ()) -> None:
     repeat = int(arguments[arguments.index("--repeat") + 1]) if "--repeat" in arguments else 3
     chosen = [name for name in ("head", "step", "processes") if name in arguments] or ["head", "step", "processes"]
     benchmarks: dict[str, Callable[[int], None]] = {"head": head, "step": step, "processes": processes}
