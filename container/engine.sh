@@ -11,29 +11,31 @@ set -eu
 
 say() { echo "engine: $*" >&2; }
 
-# Every docker on PATH, then podman: a client without BuildKit may stand before one with it.
-candidates() {
+# Every docker on PATH: a client without BuildKit may stand before one with it.
+dockers() {
     echo "$PATH" | tr ':' '\n' | while read -r folder; do
         if [ -x "$folder/docker" ]; then echo "$folder/docker"; fi
     done
-    command -v podman || true
 }
 
 can_build() {
-    case $1 in *podman) return 0 ;; esac
     "$1" buildx version >/dev/null 2>&1 && return 0
     major=$("$1" version --format '{{.Client.Version}}' 2>/dev/null | cut -d. -f1)
     [ "${major:-99}" -lt 23 ]
 }
 
-find_engine() {
-    for engine in $(candidates); do
+find_docker() {
+    for engine in $(dockers); do
         if "$engine" info >/dev/null 2>&1 && can_build "$engine"; then
             echo "$engine"
             return 0
         fi
     done
     return 1
+}
+
+find_podman() {
+    command -v podman >/dev/null && podman info >/dev/null 2>&1 && command -v podman
 }
 
 start_docker() {
@@ -46,10 +48,11 @@ start_docker() {
     if [ -d /run/systemd/system ]; then
         systemctl start docker
     else
+        pidof dockerd >/dev/null || rm -f /var/run/docker.pid # of a daemon that was killed
         setsid dockerd >/var/log/dockerd.log 2>&1 </dev/null &
     fi
     waited=0
-    until find_engine; do
+    until find_docker; do
         waited=$((waited + 1))
         if [ "$waited" -gt 60 ]; then
             say "dockerd did not answer within 60 s; its last words: $(tail -n 3 /var/log/dockerd.log 2>/dev/null)"
@@ -60,6 +63,7 @@ start_docker() {
 }
 
 install_docker() {
+    command -v dockerd >/dev/null && return 1 # it is installed, and does not start
     if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
         say "no container engine was found; install Docker (https://docs.docker.com/engine/install) or Podman, then run this again"
         return 1
@@ -75,7 +79,7 @@ install_docker() {
 }
 
 case ${1:-} in
-    find) find_engine ;;
-    ensure) find_engine || start_docker || { ! command -v dockerd >/dev/null && install_docker && { find_engine || start_docker; }; } ;;
+    find) find_docker || find_podman ;;
+    ensure) find_docker || start_docker || find_podman || { install_docker && { find_docker || start_docker; }; } ;;
     *) say "usage: container/engine.sh find|ensure"; exit 2 ;;
 esac

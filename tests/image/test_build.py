@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -19,9 +20,10 @@ def run(script: str, *arguments: str, **env: str) -> subprocess.CompletedProcess
 
 def test_a_client_whose_engine_does_not_answer_is_no_engine() -> None:
     nowhere = "unix:///nonexistent/docker.sock"
-    result = run("container/engine.sh", "find", DOCKER_HOST=nowhere, CONTAINER_HOST=nowhere)
-    assert result.returncode == 1
-    assert result.stdout == ""
+    result = run("container/engine.sh", "find", DOCKER_HOST=nowhere)
+    podman = shutil.which("podman")  # It has no daemon whose absence could be shown.
+    assert result.returncode == (0 if podman else 1)
+    assert result.stdout.strip() == (podman or "")
 
 
 def test_what_engine_is_asked_for_must_be_known() -> None:
