@@ -109,11 +109,16 @@ def http_headers(event: Mapping[str, Any]) -> dict[str, str]:
 def http_request(event: Mapping[str, Any]) -> HttpRequest:
     """Read a proxy event. Raises Refusal (400, 415) for a body that did not survive its way."""
     return HttpRequest(
-        method=str(event.get("httpMethod") or event["requestContext"]["http"].get("method")).upper(),
+        method=_method(event).upper(),
         headers=http_headers(event),
         query=event.get("queryStringParameters") or {},
         body=_body(event),
     )
+
+
+def _method(event: Mapping[str, Any]) -> str:
+    method = event.get("httpMethod")
+    return method if isinstance(method, str) else str(event["requestContext"]["http"].get("method"))
 
 
 def _body(event: Mapping[str, Any]) -> bytes:

@@ -78,6 +78,7 @@ def aws_env(moto_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, st
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_PROFILE", raising=False)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # It would hand this test's settings to those that follow.
     httpx.post(f"{moto_endpoint}/moto-api/reset", trust_env=False).raise_for_status()
     return env
 

@@ -61,7 +61,8 @@ def test_served_logits_are_evaluations(base: Path, evaluated: dict[str, Logits],
 
 
 def test_probabilities_over_http_are_evaluations(base: Path, evaluated: dict[str, Logits]) -> None:
-    """The log of a ratio of two probabilities is a difference of logits."""
+    """The log of a ratio of two probabilities is a difference of logits, divided by the manifest's temperature."""
+    temperature = load_manifest(base / "model").temperature
     with running_server(base) as server:
         for name, data in odd_photos().items():
             answer = server.classify(data, "application/octet-stream").json
@@ -69,4 +70,5 @@ def test_probabilities_over_http_are_evaluations(base: Path, evaluated: dict[str
             assert len(probabilities) == len(evaluated[name])
             for index, probability in probabilities.items():
                 found = np.log(probability / probabilities[0])
-                assert found == pytest.approx(evaluated[name][index] - evaluated[name][0], abs=1e-3), name
+                expected = (evaluated[name][index] - evaluated[name][0]) / temperature
+                assert found == pytest.approx(expected, abs=1e-3), name
