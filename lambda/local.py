@@ -142,15 +142,13 @@ def main() -> None:
     if not endpoint.is_ready():
         sys.exit(
             f"no container answers at {endpoint.address}; start one, e.g. docker run --rm -p 127.0.0.1:8080:8080 "
-            "-v $PWD/demo/model:/opt/ml/model:ro kennel serve"
+            "-v $PWD/demo/opt-ml/model:/opt/ml/model:ro kennel serve"
         )
     function = application(endpoint)
     with web_server(arguments.port, lambda event: function.handle(event, LocalContext())) as server:
         print(f"the page is at http://127.0.0.1:{server.server_port}/ (Ctrl-C ends it)", flush=True)
-        try:
+        with suppress(KeyboardInterrupt):
             server.serve_forever()
-        except KeyboardInterrupt:
-            print()
 
 
 if __name__ == "__main__":
