@@ -49,7 +49,10 @@ class JobSets:
 
     def answered(self, role: str) -> tuple[Photo, ...]:
         """Photos of the role in the order in which all processes' answers are put together."""
-        return tuple(photo for part in self.world.gather(list(self.own(role))) for photo in part)
+        if role in self.sharded:
+            return tuple(photo for part in self.world.gather(list(self.own(role))) for photo in part)
+        photos, size = of_role(self.photos, role), self.world.size
+        return tuple(photo for rank in range(size) for photo in photos[rank::size])
 
     def count(self, role: str) -> int:
         """Photos of the role on all hosts."""
@@ -100,7 +103,13 @@ def _look(listed: PhotoSets, world: World) -> dict[Path, Facts]:
     """Each process looks at its share; all learn of every photo."""
     sets = _with_shards(listed, world)
     own = look([photo.path for role in ROLES for photo in sets.own(role)])
-    return {path: fact for part in world.gather(own) for path, fact in part.items()}
+    facts: dict[Path, Facts] = {}
+    for role in ROLES:
+        # By position, not by path: a host may have its channels elsewhere.
+        parts = world.gather([own[photo.path] for photo in sets.own(role)])
+        found = (fact for part in parts for fact in part)
+        facts |= {photo.path: fact for photo, fact in zip(sets.answered(role), found, strict=True)}
+    return facts
 
 
 def _findings(sets: JobSets, facts: Mapping[Path, Facts]) -> Findings:
