@@ -132,9 +132,7 @@ class Manifest:
             network=str(value.get("network", NETWORK)),
             precision=str(value.get("precision", "float32")),
             temperature=float(value.get("temperature", 1.0)),
-            confidence_threshold=None
-            if value.get("confidence_threshold") is None
-            else float(value["confidence_threshold"]),
+            confidence_threshold=_optional_float(value.get("confidence_threshold")),
             head=str(value.get("head", "linear")),
             files=files,
             metrics=dict(value.get("metrics", {})),

@@ -16,7 +16,8 @@ from typing import Protocol
 import httpx
 
 ROOT = Path(__file__).resolve().parent.parent
-IMAGE = "kennel:latest"
+# As container/build.sh reads it.
+IMAGE = os.environ.get("IMAGE", "kennel:latest")
 
 
 class Programs(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,8 @@ import httpx
 
 from tests.support import free_port, wait_until
 
-IMAGE = "kennel:latest"
+# As container/build.sh reads it.
+IMAGE = os.environ.get("IMAGE", "kennel:latest")
 ROOT = Path(__file__).resolve().parent.parent
 
 
