@@ -10,6 +10,7 @@ import functools
 import io
 import json
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
 
@@ -70,9 +71,10 @@ def _prepare(paths: SageMakerPaths) -> None:
     for folder in (paths.model, paths.output_data):
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
             raise UserError(
-                f"{folder} cannot be made ({error.strerror}); mount a folder that can be written"
+                f"{folder} cannot be written to ({error.strerror}); mount a folder there that this user may write"
             ) from error
     paths.failure.unlink(missing_ok=True)
     (paths.output / "success").unlink(missing_ok=True)
@@ -80,6 +82,7 @@ def _prepare(paths: SageMakerPaths) -> None:
 
 def _failed(paths: SageMakerPaths, error: BaseException) -> int:
     """Say why, in the log and in the failure file."""
+    STOP.hold()  # A signal that comes now must not take the reason away.
     if not isinstance(error, Stopped | UserError):
         traceback.print_exception(error)
     text = failure_text(error)

@@ -43,7 +43,7 @@ from train.quantization import LEAST_PHOTOS, answers, judge, quantize
 from train.recipe import class_weights
 from train.results import Results
 from train.sets import ROLES, JobSets, check_leaks, open_photo_sets
-from train.stop import STOP
+from train.stop import STOP, Stopped
 from train.timeline import Timeline
 from train.workers import worker_count
 
@@ -117,12 +117,22 @@ class Job:
         return self.predict(model, "validation")
 
     def predict(self, model: nn.Module, role: str) -> Predictions:
-        """Every photo of the role once, shared between the processes."""
+        """Every photo of the role once, shared between the processes; some of them if the job is to stop."""
         own = self.sets.own(role)
         loader = evaluation_loader(
             EvaluationPhotos(own, self.spec), batch_size=self.config.batch_size, workers=min(self.workers, len(own))
         )
         return predict(model, loader, Normaliser(self.spec, self.world.device), world=self.world)
+
+    def predict_all(self, model: nn.Module, role: str) -> Predictions | None:
+        """As `predict`, but None rather than figures of some of the photos."""
+        if self._stopping():
+            return None
+        found = self.predict(model, role)
+        return None if self._stopping() else found
+
+    def _stopping(self) -> bool:
+        return self.world.any(STOP.requested())[0]
 
 
 def checkpoint_folder(paths: SageMakerPaths) -> Path:
@@ -217,11 +227,10 @@ def finish(model: ResNet, outcome: Outcome, job: Job) -> None:
     """Test, quantise, calibrate and save the weights that are kept (rank 0 the last three)."""
     found = outcome.found
     if found is None and outcome.best is not None:
-        found = job.predict(model, "validation")
+        found = job.predict_all(model, "validation")
     answered = job.sets.answered("validation")
-    test = None
-    if outcome.best is not None and job.sets.count("test") and not job.world.any(STOP.requested())[0]:
-        test = job.predict(model, "test")
+    test = job.predict_all(model, "test") if outcome.best is not None and job.sets.count("test") else None
+    if test is not None:
         job.world.say(contract.TEST_LOSS.line(test.loss))
         job.world.say(contract.TEST_ACCURACY.line(test.accuracy))
     if outcome.best is None:
@@ -276,8 +285,12 @@ def prove_int8(network: bytes, job: Job, results: Results) -> Results:
     if len(photos) < LEAST_PHOTOS and not always:
         print(f"float32 is served: {len(photos)} validation photos are too few to judge int8 by", flush=True)
         return results
-    int8 = quantize(network, job.sets.photos.training, job.spec)
-    exact, rounded = (answers(engine, photos, job.spec) for engine in (network, int8))
+    try:
+        int8 = quantize(network, job.sets.photos.training, job.spec)
+        exact, rounded = (answers(engine, photos, job.spec) for engine in (network, int8))
+    except Stopped:
+        print("float32 is served: the job was asked to stop before int8 could be judged", flush=True)
+        return results
     verdict = judge(rounded, exact, max_drop_points=job.config.max_accuracy_drop, always=always)
     print(f"{'int8' if verdict.ships else 'float32'} is served: {verdict.reason}", flush=True)
     return replace(results, verdict=verdict, int8=int8, int8_answers=rounded, photos=photos)

@@ -131,6 +131,51 @@ def test_a3_30_no_end_but_an_artifact_passes_for_success(paths: SageMakerPaths, 
     assert_failed(paths, code, output, message)
 
 
+def test_a_signal_does_not_take_the_reason_of_a_failure_away(paths: SageMakerPaths) -> None:
+    program = textwrap.dedent(
+        """
+        import os, signal
+        import train.entrypoint
+        import train.job
+
+        def crash(*_):
+            raise ValueError("no such thing")
+
+        def text_of(error, text=train.entrypoint.failure_text):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return text(error)
+
+        train.job.run_job = crash
+        train.entrypoint.failure_text = text_of
+        from train.__main__ import run
+        run()
+        """
+    )
+    code, output = run_train(paths.base, program=("-c", program))
+    assert_failed(paths, code, output, "ValueError: no such thing")
+
+
+def test_stopped_while_int8_is_judged_float32_is_left(paths: SageMakerPaths) -> None:
+    """Judging takes as long as the validation photos do, which may be more than a stop allows."""
+    program = textwrap.dedent(
+        """
+        import os, signal
+        import train.job
+
+        def judged(*arguments, quantize=train.job.quantize):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return quantize(*arguments)
+
+        train.job.quantize = judged
+        from train.__main__ import run
+        run()
+        """
+    )
+    code, output = run_train(paths.base, *arguments({**SMALL, "quantize": "always"}), program=("-c", program))
+    assert_succeeded(paths, code, output)
+    assert load_manifest(paths.model).precision == "float32"
+
+
 @pytest.mark.parametrize("missing", ["hyperparameters.json", "inputdataconfig.json", "resourceconfig.json"])
 def test_a_missing_file_of_the_configuration_has_its_default(paths: SageMakerPaths, missing: str) -> None:
     write_config(paths, SMALL, ["training"])
@@ -160,7 +205,7 @@ def test_an_output_folder_that_cannot_be_made_is_named(paths: SageMakerPaths) ->
     paths.output.write_text("a file is in the way")
     code, output = run_train(paths.base, *arguments(SMALL))
     assert code == 1
-    assert f"error: {paths.output_data} cannot be made" in output
+    assert f"error: {paths.output_data} cannot be written to" in output
 
 
 def test_what_an_earlier_run_said_of_itself_is_forgotten(paths: SageMakerPaths) -> None:
