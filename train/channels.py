@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,8 @@ PHOTO_SUFFIXES: Final = frozenset(
 )
 _NUMBERED: Final = re.compile(r"(\d+)\.(.+)")
 _LAYOUT: Final = "laid out as training/<class>/*.jpg"
+# What macOS adds to archives: a twin of every folder, with nothing but "._*" files.
+_MACOS_TWIN: Final = "__MACOSX"
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def _named_folders(paths: SageMakerPaths) -> dict[str, Path]:
         return {name: paths.channel(name) for name in config}
     if not paths.data.is_dir():
         return {}
-    return {path.name: path for path in sorted(paths.data.iterdir()) if path.is_dir() and path.name[0] != "."}
+    return {path.name: path for path in _folders(paths.data)}
 
 
 def _input_data_config(path: Path) -> dict[str, Any]:
@@ -142,7 +145,11 @@ def _is_split(entries: Sequence[Path]) -> bool:
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in root.iterdir() if path.is_dir() and not _is_clutter(path.name))
+
+
+def _is_clutter(name: str) -> bool:
+    return name.startswith(".") or name == _MACOS_TWIN
 
 
 def class_folder_names(channels: Channels) -> list[str]:
@@ -197,6 +204,8 @@ def check_classes(class_names: Sequence[str], filled: Container[int]) -> None:
 
 def _in_order(names: Iterable[str], root: Path) -> list[str]:
     found = sorted(names)
+    if garbled := [name for name in found if not _is_text(name)]:
+        raise DataError(f"the class folder {garbled[0]!a} in {root} has a name that is not UTF-8; rename it")
     if len(found) < 2:
         raise DataError(
             f"channel 'training' holds {len(found)} class folder(s) ({', '.join(found) or 'none'}) in {root}; "
@@ -205,6 +214,11 @@ def _in_order(names: Iterable[str], root: Path) -> list[str]:
     if all(_NUMBERED.fullmatch(name) for name in found):
         found.sort(key=lambda name: int(name.partition(".")[0]))
     return found
+
+
+def _is_text(name: str) -> bool:
+    # Bytes of a name that are no UTF-8, as archives from elsewhere have, are surrogates in Python's text.
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def display_names(folder_names: Sequence[str]) -> tuple[str, ...]:
@@ -219,8 +233,8 @@ def _photos(folders: Iterable[Path], labels: Iterable[int]) -> tuple[Photo, ...]
     ignored: list[Path] = []
     for folder, label in zip(folders, labels, strict=True):
         for path in sorted(folder.rglob("*")):
-            if path.name.startswith(".") or path.is_dir():
-                continue  # ".DS_Store", and the "._*" files that macOS adds to archives
+            if any(map(_is_clutter, path.relative_to(folder).parts)) or path.is_dir():
+                continue  # ".DS_Store", ".ipynb_checkpoints", and the "._*" files that macOS adds to archives
             if path.suffix.lower() in PHOTO_SUFFIXES:
                 photos.append(Photo(path, label))
             else:
@@ -281,4 +295,4 @@ def check_validation(count: int) -> None:
 
 
 def _draw(class_name: str, file_name: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed}:{class_name}/{file_name}".encode()).digest()
+    return hashlib.sha256(os.fsencode(f"{seed}:{class_name}/{file_name}")).digest()

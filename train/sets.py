@@ -7,6 +7,7 @@ the file names that the hosts see, since not every platform writes it down.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -145,7 +146,7 @@ def _with_shards(sets: PhotoSets, world: World) -> JobSets:
 
 def _digest(photos: Sequence[Photo]) -> str:
     names = "\n".join(f"{photo.label}/{photo.path.name}" for photo in photos)
-    return hashlib.sha256(names.encode()).hexdigest()
+    return hashlib.sha256(os.fsencode(names)).hexdigest()
 
 
 def _share(photos: Sequence[Photo], world: World, *, sharded: bool) -> Sequence[Photo]:

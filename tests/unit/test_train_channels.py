@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,7 @@ def test_a2_17_where_channels_are_configured_other_folders_are_not_looked_at(pat
 @pytest.mark.parametrize("nested", ["", "dogImages"])
 def test_one_channel_with_three_folders_counts_as_three(paths: SageMakerPaths, nested: str) -> None:
     root = paths.channel("training") / nested
+    (paths.channel("training") / "__MACOSX" / "dogImages").mkdir(parents=True)  # As macOS packs the dog data set.
     for name in ("train", "valid", "test"):
         fill(root / name, cats=1, dogs=1)
     found = find_channels(paths)
@@ -148,6 +150,8 @@ def test_photos_are_found_below_class_folders_and_clutter_is_not(
     for clutter in ("._0.jpg", ".DS_Store"):
         (tmp_path / "cats" / clutter).write_text("x")
     (tmp_path / ".ipynb_checkpoints").mkdir()
+    fill(tmp_path / "cats", **{".ipynb_checkpoints": 1})
+    fill(tmp_path / "__MACOSX", **{"._cats": 1})
     photos = list_photos(Channels(training=tmp_path)).training
     assert [(photo.path.name, photo.label) for photo in photos] == [("0.jpg", 0), ("0.jpg", 0), ("0.jpg", 1)]
     assert "notes.txt" in capsys.readouterr().out
@@ -192,6 +196,18 @@ def test_other_channels_may_hold_fewer_classes_but_no_others(tmp_path: Path) -> 
     assert [photo.label for photo in photos] == [1, 1]
     with pytest.raises(DataError, match=r"training does not have \(fish\)"):
         list_photos(Channels(training=training, validation=fill(tmp_path / "c", fish=1)))
+
+
+def test_names_that_are_no_utf8_do_for_photos_but_not_for_classes(tmp_path: Path) -> None:
+    """Archives from Windows may hold Latin-1 names."""
+    fill(tmp_path, cats=4, dogs=4)
+    odd = tmp_path / "cats" / os.fsdecode(b"\xe9t\xe9.jpg")
+    odd.write_bytes(PHOTO)
+    sets = split_validation(list_photos(Channels(training=tmp_path)), seed=0)
+    assert odd in {photo.path for photo in (*sets.training, *sets.validation)}
+    fill(tmp_path, **{os.fsdecode(b"chats \xe9gar\xe9s"): 1})
+    with pytest.raises(DataError, match="not UTF-8; rename it"):
+        list_photos(Channels(training=tmp_path))
 
 
 def test_the_split_is_stratified_and_depends_on_the_seed_alone(tmp_path: Path) -> None:
