@@ -18,7 +18,10 @@ def main(folder: Path, architecture: str | None = None) -> None:
     from torchvision.models import get_model_weights
 
     weights = get_model_weights(architecture).DEFAULT
-    save_file(weights.get_state_dict(check_hash=True, progress=False), folder / f"{architecture}.safetensors")
+    save_file(
+        weights.get_state_dict(check_hash=True, progress=False, weights_only=True),
+        folder / f"{architecture}.safetensors",
+    )
     print(f"baked {weights} into {folder}", flush=True)
 
 

@@ -111,14 +111,14 @@ def _download(architecture: str) -> dict[str, Tensor]:
     try:
         with _timeout(_DOWNLOAD_TIMEOUT_S):
             state: dict[str, Tensor] = weights.get_state_dict(
-                model_dir=str(_download_cache()), progress=False, check_hash=True
+                model_dir=str(_download_cache()), progress=False, check_hash=True, weights_only=True
             )
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Of the network's or the disk's errors, or those of torch.load (see above).
         raise WeightsError(
             f"pretrained weights of {architecture} could not be downloaded ({error}). "
             "Three ways to have them: a channel "
             f"'pretrained' with torchvision's state dict as .pth or .safetensors; an image built with them "
-            f"({IMAGE_WEIGHTS}/{architecture}.pth); or a network that reaches {_host(weights.url)}. Or train from "
+            f"(make image PRETRAINED={architecture}); or a network that reaches {_host(weights.url)}. Or train from "
             "scratch with pretrained=false"
         ) from error
     return state

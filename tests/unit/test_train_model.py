@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import email.message
+import io
 import urllib.request
+import urllib.response
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -129,6 +133,24 @@ def test_a_download_that_fails_names_the_three_ways(tmp_path: Path, monkeypatch:
         monkeypatch.delenv(proxy, raising=False)
     with pytest.raises(WeightsError, match=r"channel 'pretrained'.*image.*reaches download\.pytorch\.org"):
         load_pretrained(build_resnet("resnet18", 2), "resnet18", channel=None, image=tmp_path)
+
+
+class _Forged(urllib.request.HTTPSHandler):
+    """PyTorch's host, if it sent other bytes than those whose hash is in the name."""
+
+    def https_open(self, request: urllib.request.Request) -> Any:
+        content = io.BytesIO(b"not the weights")
+        response: Any = urllib.response.addinfourl(content, email.message.Message(), request.full_url, 200)
+        response.msg = "OK"
+        return response
+
+
+def test_a_download_of_another_hash_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(urllib.request, "_opener", urllib.request.build_opener(_Forged()))
+    with pytest.raises(WeightsError, match="invalid hash value"):
+        load_pretrained(build_resnet("resnet18", 2), "resnet18", channel=None, image=tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_pretrained_layers_learn_slowly_and_norms_do_not_decay() -> None:
