@@ -25,7 +25,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -199,14 +200,15 @@ def find_artifact(folder: Path) -> Path:
 
     Raises ArtifactError that lists what was found instead.
     """
-    if (folder / MANIFEST).is_file():
-        return folder
-    if not folder.is_dir():
-        raise ArtifactError(f"there is no model folder {folder}; mount an artifact there: -v …/model:{folder}:ro")
-    # "._*" files are what macOS adds to archives.
-    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    if len(entries) == 1 and (entries[0] / MANIFEST).is_file():
-        return entries[0]
+    with _reading(folder):
+        if (folder / MANIFEST).is_file():
+            return folder
+        if not folder.is_dir():
+            raise ArtifactError(f"there is no model folder {folder}; mount an artifact there: -v …/model:{folder}:ro")
+        # "._*" files are what macOS adds to archives.
+        entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        if len(entries) == 1 and (entries[0] / MANIFEST).is_file():
+            return entries[0]
     found = ", ".join(path.name for path in entries[:5]) or "nothing"
     raise ArtifactError(
         f"{folder} holds no {MANIFEST} (found: {found}); it must hold what `train` left in its model folder"
@@ -217,8 +219,9 @@ def load_manifest(folder: Path) -> Manifest:
     """Read and check the manifest of the artifact in `folder` (see `find_artifact`); the files are not opened."""
     path = find_artifact(folder) / MANIFEST
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        with _reading(folder):
+            value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} cannot be read as JSON: {error}") from error
     return Manifest.from_json(value)
 
@@ -227,14 +230,27 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
     """Compare every file with the manifest's size and sha256; raises ArtifactError for the first that differs."""
     for name, entry in manifest.files.items():
         path = folder / name
-        if not path.is_file():
-            raise ArtifactError(f"{folder} lacks {name}, which {MANIFEST} lists")
-        found = _entry(path)
+        with _reading(folder):
+            if not path.is_file():
+                raise ArtifactError(f"{folder} lacks {name}, which {MANIFEST} lists")
+            found = _entry(path)
         if found != entry:
             raise ArtifactError(
                 f"{path} is not the file that {MANIFEST} describes: {found.bytes} bytes, sha256 {found.sha256[:12]}…, "
                 f"expected {entry.bytes} with {entry.sha256[:12]}…; copy the artifact again"
             )
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Training may have run as another user than serving does, with rights for itself alone."""
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(
+            f"{error.filename or folder} cannot be read ({error.strerror}) by user {os.getuid()}; "
+            f"let everybody read the artifact: chmod -R a+rX {folder}"
+        ) from error
 
 
 def _entry(path: Path) -> FileEntry:

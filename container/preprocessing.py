@@ -144,8 +144,6 @@ def _orientation(photo: Image.Image) -> int:
 
 
 def _to_rgb(photo: Image.Image) -> Image.Image:
-    if photo.mode in ("RGB", "L"):
-        return photo
     if photo.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(photo) >> 8).astype(np.uint8))
     if photo.mode in ("I", "F"):
@@ -153,7 +151,7 @@ def _to_rgb(photo: Image.Image) -> Image.Image:
     if photo.has_transparency_data:
         photo = photo.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB")
-    return photo.convert("RGB")
+    return photo if photo.mode in ("RGB", "L") else photo.convert("RGB")
 
 
 def _unreadable(data: bytes, error: Exception) -> str:

@@ -56,6 +56,12 @@ def test_transparent_pixels_are_shown_on_white() -> None:
     assert open_photo(encoded(clear), min_side=1).getpixel((25, 25)) == (255, 255, 255)
 
 
+@pytest.mark.parametrize(("mode", "hidden"), [("L", 7), ("RGB", (7, 7, 7))])
+def test_a_colour_that_a_png_declares_transparent_is_white_too(mode: str, hidden: int | tuple[int, int, int]) -> None:
+    declared = encoded(Image.new(mode, (20, 20), hidden), transparency=hidden)
+    assert open_photo(declared, min_side=1).getpixel((5, 5)) == (255, 255, 255)
+
+
 def test_sixteen_bit_greys_keep_their_brightness() -> None:
     grey = Image.fromarray(np.full((20, 20), 0x80FF, np.uint16))
     assert open_photo(encoded(grey), min_side=1).getpixel((5, 5)) == 0x80
