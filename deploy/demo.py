@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from httpx import codes
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -57,14 +58,16 @@ def parse_arguments() -> argparse.Namespace:
 
 def prepare(data: Path | None) -> tuple[Path, Path]:
     """Lay out /opt/ml below demo/ and return it with the folder of held-out photos."""
-    shutil.rmtree(FOLDER, ignore_errors=True)
+    if data and data.resolve().is_relative_to(FOLDER):
+        raise SystemExit(f"{data} is in {FOLDER}, which each demo empties; move the photos elsewhere")
     base, held_out = FOLDER / "opt-ml", FOLDER / "held-out"
-    for folder in ("input/data", "model", "output"):
-        (base / folder).mkdir(parents=True)
     with tempfile.TemporaryDirectory() as scratch:
         if data is None:
             demo_data.write_digits(Path(scratch))
         classes = demo_data.photos_by_class(data or Path(scratch))
+        shutil.rmtree(FOLDER, ignore_errors=True)
+        for folder in ("input/data", "model", "output"):
+            (base / folder).mkdir(parents=True)
         demo_data.hold_out(classes, training=base / "input/data/training", held_out=held_out)
     print(f"{sum(map(len, classes.values()))} photos of {len(classes)} classes are in {FOLDER}", flush=True)
     return base, held_out
@@ -102,16 +105,27 @@ def serve_and_ask(programs: Programs, base: Path, held_out: Path) -> list[Answer
     print(f"serving {programs.where} on {url}", flush=True)
     with programs.serve(base, port), httpx.Client(base_url=url, timeout=60) as client:
         wait_until_ready(url, timeout_s=120)
-        return [ask(client, photo) for photo in sorted(held_out.rglob("*.*"))]
+        class_names = client.get("/info").raise_for_status().json()["class_names"]
+        asked = (ask(client, photo, class_names) for photo in sorted(held_out.rglob("*.*")))
+        return [answer for answer in asked if answer]
 
 
-def ask(client: httpx.Client, photo: Path) -> Answer:
+def ask(client: httpx.Client, photo: Path, class_names: Sequence[str]) -> Answer | None:
+    """None, and a line that says why, for a photo that the server cannot read."""
     response = client.post(
         "/invocations", content=photo.read_bytes(), headers={"Content-Type": "application/octet-stream"}
     )
-    response.raise_for_status()
-    prediction = response.json()
-    return Answer(truth=photo.parent.name, label=prediction["label"], probability=prediction["probability"])
+    if response.status_code in (codes.BAD_REQUEST, codes.UNPROCESSABLE_ENTITY):
+        print(f"{photo} is left out: {response.json()['error']['message']}", flush=True)
+        return None
+    prediction = response.raise_for_status().json()
+    truth = shown_name(photo.parent.name, class_names)
+    return Answer(truth=truth, label=prediction["label"], probability=prediction["probability"])
+
+
+def shown_name(folder: str, class_names: Sequence[str]) -> str:
+    """The class of a folder as training names it: `001.Affenpinscher` is shown as `Affenpinscher`."""
+    return folder if folder in class_names else folder.partition(".")[2]
 
 
 def show(answers: Sequence[Answer], base: Path) -> None:
@@ -127,6 +141,8 @@ def show(answers: Sequence[Answer], base: Path) -> None:
         f"The artifact is in {base / 'model'}. Next: make demo DATA=<a folder with one folder of photos per class>",
         soft_wrap=True,
     )
+    if not answers:
+        raise SystemExit("none of the held-out photos can be read")
     right = sum(answer.truth == answer.label for answer in answers)
     print(f"accuracy {100 * right / len(answers):.1f} %", flush=True)
 

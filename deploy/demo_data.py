@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+# How the parts of published data sets are called.
+SPLITS = frozenset({"train", "training", "valid", "validation", "val", "test", "testing"})
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 HELD_OUT_SHARE = 0.2
 SEED = 0
@@ -25,12 +27,18 @@ def write_digits(folder: Path) -> None:
 
 
 def photos_by_class(folder: Path) -> dict[str, list[Path]]:
-    """The photos of a folder-per-class set; raises SystemExit with a sentence where it is none."""
-    classes = {
-        entry.name: photos
-        for entry in sorted(folder.iterdir())
-        if entry.is_dir() and (photos := sorted(path for path in entry.rglob("*") if path.suffix.lower() in SUFFIXES))
-    }
+    """The photos of a folder-per-class set, or of train/, valid/ and test/ of one, put together.
+
+    Raises SystemExit with a sentence where it is none.
+    """
+    if not folder.is_dir():
+        raise SystemExit(f"{folder} is no folder; expected one with a folder of photos per class")
+    parts = _folders(folder)
+    roots = parts if {part.name.lower() for part in parts} <= SPLITS else [folder]
+    classes: dict[str, list[Path]] = {}
+    for entry in (entry for root in roots for entry in _folders(root)):
+        if photos := _photos(entry):
+            classes.setdefault(entry.name, []).extend(photos)
     if len(classes) < 2:
         raise SystemExit(
             f"{folder} holds {len(classes)} folder(s) with photos; it needs one folder per class, 2 or more"
@@ -38,11 +46,24 @@ def photos_by_class(folder: Path) -> dict[str, list[Path]]:
     return classes
 
 
+def _folders(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _photos(folder: Path) -> list[Path]:
+    # macOS adds "._*" files to archives, under the names of photos.
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    return sorted(found)
+
+
 def hold_out(classes: Mapping[str, Sequence[Path]], *, training: Path, held_out: Path) -> None:
-    """Copy each class's photos to `training`, but a seeded fifth of them to `held_out`, which nothing trains on."""
+    """Copy each class's photos to `training`, but a seeded fifth of them to `held_out`, which nothing trains on.
+
+    A class of one photo keeps it; every other holds out one at least.
+    """
     for name, photos in classes.items():
         shuffled = random.Random(f"{SEED} {name}").sample(photos, len(photos))  # noqa: S311  no secret
-        count = round(len(photos) * HELD_OUT_SHARE)
+        count = min(len(photos) - 1, max(1, round(len(photos) * HELD_OUT_SHARE)))
         for position, photo in enumerate(shuffled):
             target = (held_out if position < count else training) / name
             target.mkdir(parents=True, exist_ok=True)

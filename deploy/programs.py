@@ -58,6 +58,9 @@ class Container:
         name = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
         try:
             yield
+        except Exception:
+            subprocess.run([self.engine, "logs", "--tail", "20", name])
+            raise
         finally:
             subprocess.run([self.engine, "stop", "--time", "30", name], check=True, capture_output=True)
             subprocess.run([self.engine, "rm", name], check=True, capture_output=True)
@@ -76,14 +79,17 @@ class Host:
     @contextlib.contextmanager
     def serve(self, base: Path, port: int) -> Iterator[None]:
         env = self._env(base) | {"SAGEMAKER_BIND_TO_PORT": str(port)}
-        log = (base / "serve.log").open("w")
-        server = subprocess.Popen([self.python, "-m", "serve"], env=env, stdout=log, stderr=subprocess.STDOUT)
+        log = base / "serve.log"
+        with log.open("w") as output:
+            server = subprocess.Popen([self.python, "-m", "serve"], env=env, stdout=output, stderr=subprocess.STDOUT)
         try:
             yield
+        except Exception:
+            print(f"the server's log is {log}", flush=True)
+            raise
         finally:
             server.terminate()
             server.wait(timeout=30)
-            log.close()
 
     def _env(self, base: Path) -> dict[str, str]:
         return os.environ | {"SAGEMAKER_BASE_DIR": str(base), "PYTHONPATH": str(ROOT)}
