@@ -28,8 +28,8 @@ test: .venv/ready .venv-sam/ready .venv-sdk/ready ## lint, types, and every test
 test-slow: .venv/ready .venv-sam/ready .venv-sdk/ready ## the tests that take minutes each
 	.venv/bin/pytest -m slow
 
-bench: .venv/ready ## training, serving and Lambda, each beside the usual way
-	.venv/bin/python -m tests.benchmarks
+bench: .venv/ready ## training, serving and Lambda beside the usual way, into docs/benchmarks.md (PART=serving: one)
+	.venv/bin/python -m tests.benchmarks $(PART)
 
 LOCK = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 LOCKS = container/requirements container/requirements-torch-cuda deploy/requirements lambda/requirements

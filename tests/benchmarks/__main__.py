@@ -1,13 +1,48 @@
-"""Every benchmark, one after the other. One alone: `python -m tests.benchmarks.bench_serving`."""
+"""Benchmarks, into docs/benchmarks.md and the README's excerpt of it. About 20 minutes on two idle cores.
+
+    python -m tests.benchmarks [head] [step] [processes] [serving] [lambda]
+        [--seconds 20] [--repeat 3] [--page docs/benchmarks.md]
+
+Each figure is printed and written as soon as it is there. A benchmark that fails says so in its part of the page and
+in the exit code, and the next one runs. With another --page the README stays as it is.
+"""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
 
-import tests.benchmarks
+from tests.benchmarks import bench_lambda, bench_serving, bench_training, page
+from tests.benchmarks.report import Benchmark, measure
+from tests.benchmarks.table import Effort
 
-for info in pkgutil.iter_modules(tests.benchmarks.__path__):
-    if info.name.startswith("bench_"):
-        print(f"# {info.name.removeprefix('bench_')}", flush=True)
-        importlib.import_module(f"tests.benchmarks.{info.name}").main()
+BENCHMARKS: Final[Mapping[str, tuple[str, Benchmark]]] = {
+    "head": ("Training: a head on a frozen ResNet-50", bench_training.head),
+    "step": ("Training: all layers of ResNet-50, batches of 16", bench_training.step),
+    "processes": ("Training: processes of one thread each, ResNet-18", bench_training.processes),
+    "serving": ("Serving: ResNet-50, photos of 500 x 375", bench_serving.serving),
+    "lambda": ("Lambda function", bench_lambda.package_and_calls),
+}
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
+    parser.add_argument("parts", nargs="*", choices=[*BENCHMARKS], metavar="part", help=", ".join(BENCHMARKS))
+    parser.add_argument("--seconds", type=float, default=Effort.seconds, help="of each load of a server")
+    parser.add_argument("--repeat", type=int, default=Effort.repeat, help="measurements a median is taken of")
+    parser.add_argument("--page", type=Path, default=page.PAGE)
+    given = parser.parse_args(arguments)
+    effort = Effort(seconds=given.seconds, repeat=given.repeat)
+    failed = [name for name in given.parts or BENCHMARKS if not measure(name, BENCHMARKS, effort, given.page)]
+    if given.page == page.PAGE:
+        readme = page.with_excerpt(page.README.read_text(encoding="utf-8"), page.PAGE.read_text(encoding="utf-8"))
+        page.README.write_text(readme, encoding="utf-8")
+    print(f"written to {given.page}" + (f"; failed: {', '.join(failed)}" if failed else ""), flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -14,15 +14,16 @@ import statistics
 import tempfile
 import zipfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import aws_lambda_powertools
 
 from deploy.lambda_zip import build
+from tests.benchmarks.table import Effort, Table
 from tests.lambda_runtime import Environment, RuntimeStandIn, event, function
 
-ROUNDS: Final = 9
 WARM_CALLS: Final = 100
 
 EMPTY: Final = "def handler(event, context):\n    return {}\n"
@@ -43,16 +44,19 @@ class Init(NamedTuple):
 
 
 def main() -> None:
+    package_and_calls(Table(), Effort())
+
+
+def package_and_calls(table: Table, effort: Effort) -> None:
     with tempfile.TemporaryDirectory() as name, RuntimeStandIn() as runtime:
         folder = Path(name)
         roots = {"empty": folder / "empty/task", "usual": folder / "usual/task", "ours": folder / "ours/task"}
         _write(roots["empty"], EMPTY)
         _write(roots["usual"], USUAL)
         zipfile.ZipFile(io.BytesIO(build().data)).extractall(roots["ours"])
-        inits = _inits(roots, runtime.env)
+        inits = _inits(roots, runtime.env, rounds=3 * effort.repeat)
         cold_ms, warm_ms = _calls(roots["ours"], runtime.env)
-    for line in _table(inits, cold_ms, warm_ms):
-        print(line)
+    _report(table, inits, cold_ms, warm_ms)
 
 
 def _write(root: Path, source: str) -> None:
@@ -60,10 +64,10 @@ def _write(root: Path, source: str) -> None:
     (root / "classify.py").write_text(source, encoding="utf-8")
 
 
-def _inits(roots: Mapping[str, Path], env: Mapping[str, str]) -> dict[str, Init]:
+def _inits(roots: Mapping[str, Path], env: Mapping[str, str], *, rounds: int) -> dict[str, Init]:
     """The median init of each kind of function; their rounds take turns, so that noise meets all alike."""
     found: dict[str, list[Init]] = {kind: [] for kind in roots}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for kind, root in roots.items():
             environment = Environment(root, env)
             found[kind].append(Init(environment.init_s * 1000, environment.init_cpu_s * 1000))
@@ -81,24 +85,26 @@ def _calls(root: Path, env: Mapping[str, str]) -> tuple[float, float]:
     return cold, statistics.median(warm)
 
 
-def _table(inits: Mapping[str, Init], cold_ms: float, warm_ms: float) -> list[str]:
+def _report(table: Table, inits: Mapping[str, Init], cold_ms: float, warm_ms: float) -> None:
     empty, usual, ours = inits["empty"], inits["usual"], inits["ours"]
     powertools = Path(aws_lambda_powertools.__file__).parent
     usual_kb = sum(path.stat().st_size for path in powertools.rglob("*.py")) / 1000
     package = build().data
-    files = zipfile.ZipFile(io.BytesIO(package)).infolist()
-    ours_kb = sum(entry.file_size for entry in files) / 1000
-    return [
-        "| Lambda function | ours | on Powertools | bound |",
-        "|---|---|---|---|",
-        f"| package, unpacked | {ours_kb:.0f} kB | {usual_kb:.0f} kB and its own code | |",
-        f"| package, zipped | {len(package) / 1000:.0f} kB | | |",
-        f"| init beyond an empty function's | {ours.wall_ms - empty.wall_ms:.0f} ms "
-        f"| {usual.wall_ms - empty.wall_ms:.0f} ms | 400 ms |",
-        f"| the same in CPU time | {ours.cpu_ms - empty.cpu_ms:.0f} ms | {usual.cpu_ms - empty.cpu_ms:.0f} ms | |",
-        f"| first call, endpoint answering at once | {cold_ms:.1f} ms | | |",
-        f"| later calls, endpoint answering at once | {warm_ms:.1f} ms | | |",
-    ]
+    ours_kb = sum(entry.file_size for entry in zipfile.ZipFile(io.BytesIO(package)).infolist()) / 1000
+    lower = partial(table.add, smaller=True)
+    lower("package, unpacked (the usual way's own code not counted)", ours=ours_kb, other=usual_kb, unit="kB")
+    lower("package, zipped", ours=len(package) / 1000, unit="kB")
+    lower(
+        "init beyond an empty function's",
+        ours=ours.wall_ms - empty.wall_ms,
+        other=usual.wall_ms - empty.wall_ms,
+        unit="ms",
+        limit=400,
+        essential=True,
+    )
+    lower("the same in CPU time", ours=ours.cpu_ms - empty.cpu_ms, other=usual.cpu_ms - empty.cpu_ms, unit="ms")
+    lower("first call, endpoint answering at once", ours=cold_ms, unit="ms")
+    lower("later calls, endpoint answering at once", ours=warm_ms, unit="ms")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Training beside the usual way, in the same run on the same photos.
 
-    KENNEL_PHOTOS=folder python -m tests.benchmarks.bench_training [head] [step] [processes] [--repeat 3]
+    python -m tests.benchmarks.bench_training [head] [step] [processes] [--repeat 3]
 
 head: ResNet-50, frozen backbone, 5 epochs, from the start of the program to a servable artifact; the usual way trains
 with torch eager, its own transforms, and a validation after each epoch. step: images/s of full fine-tuning. processes:
 two processes of one thread each beside one. Weights are random: nothing here depends on what they are.
+The photos are those of KENNEL_PHOTOS, with its folders train and val, or generated.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from tests.benchmarks.networks import generated
+from tests.benchmarks.table import Effort, Table
 from tests.training import ROOT, write_digits
 from train.model import build_resnet
 
@@ -87,26 +91,39 @@ _STEP = textwrap.dedent(
 
 def main(arguments: Sequence[str] = ()) -> None:
     repeat = int(arguments[arguments.index("--repeat") + 1]) if "--repeat" in arguments else 3
-    chosen = [name for name in ("head", "step", "processes") if name in arguments] or ["head", "step", "processes"]
-    benchmarks: dict[str, Callable[[int], None]] = {"head": head, "step": step, "processes": processes}
-    for name in chosen:
-        benchmarks[name](repeat)
+    benchmarks: dict[str, Callable[[Table, Effort], None]] = {"head": head, "step": step, "processes": processes}
+    for name in [name for name in benchmarks if name in arguments] or benchmarks:
+        benchmarks[name](Table(), Effort(repeat=repeat))
 
 
-def head(repeat: int) -> None:
-    photos = Path(os.environ["KENNEL_PHOTOS"]).resolve()
+def head(table: Table, effort: Effort) -> None:
+    """ResNet-50, frozen backbone, 5 epochs, from the program's start to a servable artifact."""
     with tempfile.TemporaryDirectory() as folder:
+        photos = _photos(Path(folder, "photos"))
         weights = Path(folder, "resnet50.pth")
         torch.save(build_resnet("resnet50", 1000).state_dict(), weights)
         usual = [sys.executable, "-c", _USUAL_HEAD, str(photos), str(weights), str(Path(folder, "usual.pth"))]
-        rows = {"the usual way": [_timed(usual, {}) for _ in range(repeat)]}
-        for name, more in (("ours, everything on", []), ("ours, bare", ["--quantize", "never", "--report", "false"])):
-            rows[name] = [_ours(Path(folder, f"{name} {n}"), photos, weights, more) for n in range(repeat)]
-    base = statistics.median(seconds for seconds, _ in rows["the usual way"])
-    print(f"| head, {EPOCHS} epochs, ResNet-50 | seconds | against the usual way | peak memory |\n|---|---|---|---|")
-    for name, found in rows.items():
-        seconds, peak = statistics.median(s for s, _ in found), max(m for _, m in found)
-        print(f"| {name} | {seconds:.1f} | {base / seconds:.2f} | {peak:.0f} MB |", flush=True)
+        rows = {"the usual way": [_timed(usual, {}) for _ in range(effort.repeat)]}
+        for name, more in (("everything on", []), ("bare", ["--quantize", "never", "--report", "false"])):
+            rows[name] = [_ours(Path(folder, f"{name} {n}"), photos, weights, more) for n in range(effort.repeat)]
+    seconds = {name: statistics.median(s for s, _ in found) for name, found in rows.items()}
+    peak = {name: max(m for _, m in found) for name, found in rows.items()}
+    lower = partial(table.add, smaller=True)
+    for name, target in (("everything on", 3.0), ("bare", 4.5)):
+        figure = f"frozen backbone, {EPOCHS} epochs, {name}"
+        lower(figure, ours=seconds[name], other=seconds["the usual way"], unit="s", target=target, essential=True)
+        lower(f"peak memory of it, {name}", ours=peak[name], other=peak["the usual way"], unit="MB")
+
+
+def _photos(folder: Path) -> Path:
+    """KENNEL_PHOTOS, with its folders train and val; else as many generated photos as the hymenoptera set has."""
+    if named := os.environ.get("KENNEL_PHOTOS"):
+        return Path(named).resolve()
+    for number, photo in enumerate(generated(500, 375, 244 + 153)):
+        path = folder / ("train" if number < 244 else "val") / f"class {number % 2}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(photo)
+    return folder
 
 
 def _ours(base: Path, photos: Path, weights: Path, more: list[str]) -> tuple[float, float]:
@@ -126,23 +143,27 @@ def _timed(command: list[str], env: dict[str, str]) -> tuple[float, float]:
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(f"{command[:4]} ended with {process.returncode}")
-    return time.perf_counter() - started, usage.ru_maxrss / 1024
+        raise RuntimeError(f"{command[:4]} ended with {process.returncode}")
+    seconds = time.perf_counter() - started
+    print(f"{seconds:.1f} s: {' '.join(word for word in command[1:] if len(word) < 99)}", flush=True)
+    return seconds, usage.ru_maxrss / 1024
 
 
-def step(repeat: int) -> None:
+def step(table: Table, effort: Effort) -> None:
+    """Full fine-tuning of ResNet-50, batches of 16, images/s."""
+
     def rate(which: str) -> float:
         found = subprocess.run(
             [sys.executable, "-c", _STEP, which], cwd=ROOT, check=True, capture_output=True, text=True
         )
         return float(found.stdout)
 
-    usual, ours = (statistics.median(rate(which) for _ in range(repeat)) for which in ("usual", "ours"))
-    print("| full fine-tuning step, ResNet-50, batch 16 | images/s | against the usual way |\n|---|---|---|")
-    print(f"| NCHW, float32 | {usual:.2f} | 1 |\n| ours | {ours:.2f} | {ours / usual:.2f} |", flush=True)
+    usual, ours = (statistics.median(rate(which) for _ in range(effort.repeat)) for which in ("usual", "ours"))
+    table.add("all layers, images/s of a step", ours=ours, other=usual, unit="/s", target=1.2, essential=True)
 
 
-def processes(repeat: int) -> None:
+def processes(table: Table, effort: Effort) -> None:
+    """ResNet-18 with one thread a process: two processes beside twice one."""
     with tempfile.TemporaryDirectory() as folder:
         photos = write_digits(Path(folder, "photos"), per_class=60, classes=10)
 
@@ -163,9 +184,8 @@ def processes(repeat: int) -> None:
             lines = [line for line in found.stdout.splitlines() if line.startswith("train:images_per_second=")]
             return float(lines[-1].partition("=")[2])
 
-        one, two = (statistics.median(rate(count, n) for n in range(repeat)) for count in (1, 2))
-    print("| ResNet-18, one thread a process | images/s | of twice one process |\n|---|---|---|")
-    print(f"| one process | {one:.1f} | |\n| two processes | {two:.1f} | {two / (2 * one):.2f} |", flush=True)
+        one, two = (statistics.median(rate(count, n) for n in range(effort.repeat)) for count in (1, 2))
+    table.add("two processes, beside twice one process", ours=two, other=2 * one, unit="/s", target=0.85)
 
 
 if __name__ == "__main__":
