@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-OURS = {"container", "train", "serve", "deploy", "lambda"}
 STANDARD_LIBRARY_ONLY = ("container/contract.py", "container/errors.py")
 PHOTOS_AND_ARTIFACT = ("container/preprocessing.py", "container/artifact.py")
 
@@ -44,10 +43,11 @@ def test_photos_and_artifact_add_pillow_and_numpy(name: str) -> None:
 @pytest.mark.parametrize(
     ("folder", "forbidden"),
     [
-        ("container", {"train", "serve", "deploy"}),
-        ("train", {"serve", "deploy", "boto3"}),
-        ("serve", {"train", "deploy", "boto3", "sagemaker_inference"}),
-        ("deploy", {"train", "serve", "torch", "torchvision"}),
+        ("container", {"train", "serve", "selftest", "deploy"}),
+        ("train", {"serve", "selftest", "deploy", "boto3"}),
+        ("serve", {"train", "selftest", "deploy", "boto3", "sagemaker_inference"}),
+        ("selftest", {"deploy", "boto3"}),
+        ("deploy", {"train", "serve", "selftest", "torch", "torchvision"}),
     ],
 )
 def test_a_part_knows_only_what_is_below_it(folder: str, forbidden: set[str]) -> None:
