@@ -15,7 +15,7 @@ def main(arguments: Sequence[str]) -> int:
     """Exit code 0, or 1 where `train` would refuse the photos."""
     from train.channels import find_channels  # torch, below these, takes seconds to import.
     from train.distributed import ALONE
-    from train.job import report_findings
+    from train.run import report_findings
     from train.sets import open_photo_sets
 
     started = time.perf_counter()

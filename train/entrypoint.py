@@ -46,8 +46,8 @@ def main(arguments: Sequence[str]) -> int:
 def train(paths: SageMakerPaths, config: TrainConfig, arguments: Sequence[str]) -> None:
     """Run the job, in this process or in several, and make sure that what it leaves can be served."""
     from train.export import check_loadable  # torch takes seconds to import; a misspelt hyperparameter need not wait.
-    from train.job import run_job
     from train.launch import run_processes
+    from train.run import run_job
 
     topology = Topology.read(paths.resource_config, processes=processes_of(config))
     if topology.world_size == 1:

@@ -20,6 +20,7 @@ from container.preprocessing import Float32Array, Preprocessing, preprocess
 from train.channels import Photo
 from train.engine import session
 from train.predictions import Predictions
+from train.stop import STOP
 
 CALIBRATION_PHOTOS: Final = 64
 # int8 is not judged on fewer: a single photo would be more than half a point.
@@ -46,12 +47,13 @@ class _Photos(CalibrationDataReader):  # type: ignore[misc]
         self._arrays: Iterator[Float32Array] = (preprocess(photo.path.read_bytes(), spec)[None] for photo in photos)
 
     def get_next(self) -> dict[str, Float32Array] | None:
+        STOP.check()
         array = next(self._arrays, None)
         return None if array is None else {"photos": array}
 
 
 def quantize(network: bytes, photos: Sequence[Photo], spec: Preprocessing) -> bytes:
-    """Return the int8 network. `photos` are of training, spread over it evenly."""
+    """Return the int8 network. `photos` are of training, spread over it evenly. Raises Stopped."""
     step = max(1, len(photos) // CALIBRATION_PHOTOS)
     with tempfile.TemporaryDirectory(prefix="kennel-int8-") as folder:
         source, target = Path(folder, "float32.onnx"), Path(folder, "int8.onnx")
@@ -81,11 +83,21 @@ def _no_preprocessing_advice(record: logging.LogRecord) -> bool:
     return "pre-processing" not in record.getMessage()
 
 
-def answers(network: bytes | Path, photos: Sequence[Photo], spec: Preprocessing) -> Predictions:
-    """The network's logits, a photo at a time: as they are served, since int8's may depend on the batch."""
-    engine: Any = session(network)
-    logits = [engine.run(["logits"], {"photos": preprocess(p.path.read_bytes(), spec)[None]})[0] for p in photos]
-    return Predictions(np.concatenate(logits), np.array([photo.label for photo in photos], np.int64))
+def answers(network: bytes | Path, photos: Sequence[Photo], spec: Preprocessing, *, threads: int = 0) -> Predictions:
+    """The network's logits, a photo at a time: as they are served, since int8's may depend on the batch.
+
+    Raises Stopped where the job is to end: thousands of photos take longer than it may then go on.
+    """
+    engine: Any = session(network, threads=threads)
+
+    def logits(photo: Photo) -> Float32Array:
+        STOP.check()
+        (found,) = engine.run(["logits"], {"photos": preprocess(photo.path.read_bytes(), spec)[None]})
+        return found  # type: ignore[no-any-return]
+
+    classes = engine.get_outputs()[0].shape[1]
+    found = [np.empty((0, classes), np.float32), *(logits(photo) for photo in photos)]
+    return Predictions(np.concatenate(found), np.array([photo.label for photo in photos], np.int64))
 
 
 def judge(int8: Predictions, float32: Predictions, *, max_drop_points: float, always: bool) -> Verdict:

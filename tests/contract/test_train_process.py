@@ -117,12 +117,12 @@ def test_a3_30_no_end_but_an_artifact_passes_for_success(paths: SageMakerPaths, 
     program = textwrap.dedent(
         f"""
         import sys
-        import train.job
+        import train.run
 
         def crash(*_):
             {statement}
 
-        train.job.run_job = crash
+        train.run.run_job = crash
         from train.__main__ import run
         run()
         """

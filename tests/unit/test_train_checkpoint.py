@@ -17,10 +17,11 @@ from train.channels import Channels, list_photos, split_validation
 from train.checkpoint import Checkpoint, discard_staged, load_newest, save_checkpoint
 from train.config import TrainConfig
 from train.distributed import ALONE
-from train.job import Job, setting_of
+from train.job import Job
 from train.loop import Trainer
 from train.model import build_resnet
 from train.outcome import Epoch, Outcome
+from train.run import setting_of
 from train.sets import JobSets
 from train.stop import STOP
 
