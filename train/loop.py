@@ -139,17 +139,17 @@ class Trainer:
             freeze_batchnorm(self.model)
         clock = Clock()
         title = f"epoch {self.epoch}/{setting.config.epochs}"
-        profiler = steps_profiler(setting.profile if self.outcome.steps == 0 else None)
-        for photos, labels in clock.waits(progress(setting.loader, title, shown=self.world.leads)):
-            self._step(setting.normalise(photos), labels.to(self.world.device, non_blocking=True))
-            profiler()
-            STOP.hold()
-            due = time.monotonic() - self.last_checkpoint > setting.config.checkpoint_seconds
-            stopping, due = self.world.any(STOP.requested(), due)
-            if stopping:
-                break
-            if due:
-                self.checkpoint()
+        with steps_profiler(setting.profile if self.outcome.steps == 0 else None) as profiled:
+            for photos, labels in clock.waits(progress(setting.loader, title, shown=self.world.leads)):
+                self._step(setting.normalise(photos), labels.to(self.world.device, non_blocking=True))
+                profiled()
+                STOP.hold()
+                due = time.monotonic() - self.last_checkpoint > setting.config.checkpoint_seconds
+                stopping, due = self.world.any(STOP.requested(), due)
+                if stopping:
+                    break
+                if due:
+                    self.checkpoint()
         return clock.waited
 
     def _step(self, photos: Tensor, labels: Tensor) -> None:

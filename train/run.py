@@ -24,7 +24,7 @@ from train.model import build_resnet, load_pretrained, quiet_branches
 from train.outcome import Outcome
 from train.recipe import class_weights
 from train.saving import finish
-from train.sets import ROLES, check_leaks, open_photo_sets
+from train.sets import ROLES, check_leaks, check_photo_sets, open_photo_sets
 from train.timeline import Timeline
 
 
@@ -35,7 +35,9 @@ def run_job(paths: SageMakerPaths, config: TrainConfig, world: World = ALONE) ->
     with timeline.phase("looking at the photos"):
         sets, findings = open_photo_sets(channels, seed=config.seed, world=world)
         if world.leads:
-            report_findings(findings, paths, strict=config.strict_data)
+            report_findings(findings, paths)
+        check_photo_sets(sets)
+        check_leaks(findings, strict=config.strict_data)
     spec = Preprocessing.for_image_size(config.image_size)
     job = Job(paths=paths, config=config, world=world, sets=sets, spec=spec, timeline=timeline)
     model = build_model(job, channels)
@@ -45,12 +47,11 @@ def run_job(paths: SageMakerPaths, config: TrainConfig, world: World = ALONE) ->
     finish(model, outcome, job)
 
 
-def report_findings(findings: Findings, paths: SageMakerPaths, *, strict: bool) -> None:
-    """The data doctor's table, its JSON, and its verdict. Raises DataError."""
+def report_findings(findings: Findings, paths: SageMakerPaths) -> None:
+    """The data doctor's table and its JSON."""
     print(f"data doctor:\n{table(findings)}", flush=True)
     text = json.dumps(findings.to_json(), indent=2)
     (paths.output_data / "doctor.json").write_text(text, encoding="utf-8")
-    check_leaks(findings, strict=strict)
 
 
 def build_model(job: Job, channels: Channels) -> ResNet:
