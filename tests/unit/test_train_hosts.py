@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from container.errors import ConfigError, TrainingError
+from container.errors import ConfigError, TrainingError, UserError
 from tests.support import free_port, wait_until
 from train.casualty import Casualty, leave_word
 from train.config import TrainConfig
@@ -228,7 +228,7 @@ def test_the_first_failure_is_the_one_that_counts(tmp_path: Path) -> None:
     leave_word(tmp_path, 0, Casualty.of(lost, place="rank 0"))
     leave_word(tmp_path, 1, Casualty.of(ConfigError("a mistake"), place="rank 1"))
     leave_word(tmp_path, 2, Casualty.of(ValueError("later"), place="rank 2"))
-    assert isinstance(failure_of(tmp_path, 1).error(), ConfigError)
+    assert isinstance(failure_of(tmp_path, 1).error(), UserError)
     assert failure_of(tmp_path, 1).message == "a mistake"
 
 
