@@ -181,6 +181,8 @@ def save_artifact(folder: Path, manifest: Manifest, writers: Mapping[str, Callab
 
 def _publish(staging: Path, folder: Path, names: list[str]) -> None:
     (folder / MANIFEST).unlink(missing_ok=True)
+    for name in {NETWORK, INT8_NETWORK, WEIGHTS} - set(names):
+        (folder / name).unlink(missing_ok=True)  # of an artifact that stood here before
     for name in names:
         path = staging / name
         path.chmod(0o644)  # Serving may run as another user than training.

@@ -17,9 +17,10 @@ from container.preprocessing import Preprocessing
 from train.channels import Channels
 from train.config import TrainConfig
 from train.distributed import World
-from train.job import Job, setting_of
+from train.job import Job
 from train.loop import Trainer
 from train.model import build_resnet
+from train.run import setting_of
 from train.sets import open_photo_sets
 from train.stop import STOP
 

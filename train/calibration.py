@@ -21,7 +21,7 @@ Float64Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Calibration:
-    """Fitted on validation; `threshold` is None where validation is too small to choose one."""
+    """Fitted on validation."""
 
     temperature: float
     ece_before: float

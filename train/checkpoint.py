@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 _KEEP: Final = 3
-_NAME: Final = re.compile(r"checkpoint-(\d{9})-([0-9a-f]{16})\.safetensors")
+_NAME: Final = re.compile(r"checkpoint-\d{9}-[0-9a-f]{16}\.safetensors")
 _HEADER: Final = "kennel"
 
 
@@ -34,24 +34,30 @@ class Checkpoint:
 
 def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
     """Write one file, atomically, and remove all but the newest few."""
+    path = write_whole(folder, f"checkpoint-{step:09}", checkpoint)
+    for old in _by_age(folder)[_KEEP:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def write_whole(folder: Path, name: str, content: Checkpoint) -> Path:
+    """Write `<name>-<checksum>.safetensors`, which is there whole or not at all."""
     staged = folder / f".checkpoint-{os.getpid()}.tmp"
     # safetensors refuses tensors that share memory or have gaps.
-    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in checkpoint.tensors.items()}
-    save_file(tensors, staged, metadata={_HEADER: json.dumps(checkpoint.figures)})
+    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in content.tensors.items()}
+    save_file(tensors, staged, metadata={_HEADER: json.dumps(content.figures)})
     with staged.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
         os.fsync(file.fileno())
-    path = folder / f"checkpoint-{step:09}-{digest}.safetensors"
+    path = folder / f"{name}-{digest}.safetensors"
     staged.replace(path)
-    for old in _by_age(folder)[_KEEP:]:
-        old.unlink(missing_ok=True)
     return path
 
 
 def load_newest(folder: Path, *, fingerprint: str) -> Checkpoint | None:
     """The newest checkpoint that is whole and of this job (`figures["fingerprint"]`); says which it passes over."""
     for path in _by_age(folder):
-        checkpoint = _load(path)
+        checkpoint = read_whole(path)
         if checkpoint is None:
             print(f"warning: {path.name} is damaged; trying the one before", flush=True)
         elif checkpoint.figures.get("fingerprint") != fingerprint:
@@ -73,12 +79,12 @@ def _by_age(folder: Path) -> list[Path]:
     return sorted(files, key=lambda path: (path.name[:20], path.stat().st_mtime_ns), reverse=True)
 
 
-def _load(path: Path) -> Checkpoint | None:
-    match = _NAME.fullmatch(path.name)
+def read_whole(path: Path) -> Checkpoint | None:
+    """What `write_whole` wrote; None where the file is not what its name says."""
     try:
         with path.open("rb") as file:
-            whole = match is not None and hashlib.file_digest(file, "sha256").hexdigest()[:16] == match[2]
-        if not whole:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        if not path.stem.endswith(f"-{digest}"):
             return None
         with safe_open(path, framework="pt") as content:
             figures = json.loads(content.metadata()[_HEADER])

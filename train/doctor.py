@@ -72,6 +72,11 @@ class Findings:
         return [pair for pair in self.exact if pair[0].photo.label != pair[1].photo.label]
 
     @property
+    def empty(self) -> list[str]:
+        """Classes without a training photo that can be read."""
+        return [name for name, count in self.class_counts.items() if not count]
+
+    @property
     def imbalance(self) -> float:
         """Photos of the largest class for one of the smallest."""
         counts = self.class_counts.values()
@@ -90,6 +95,7 @@ class Findings:
             "leaks": named(self.leaks),
             "contradictions": named(self.contradictions),
             "class_counts": dict(self.class_counts),
+            "empty_classes": self.empty,
         }
 
 
@@ -184,6 +190,7 @@ def table(findings: Findings) -> str:
         ("nearly the same photo", len(findings.near), _pairs(findings.near)),
         ("in two sets (leaks)", len(findings.leaks), _pairs(findings.leaks)),
         ("in two classes", len(findings.contradictions), _pairs(findings.contradictions)),
+        ("classes without a photo", len(findings.empty), _some(findings.empty)),
         ("classes", len(counts), f"{smallest}: {counts[smallest]} … {largest}: {counts[largest]}"),
     ]
     lines = [f"  {name:<26}{count:>7}  {detail}".rstrip() for name, count, detail in rows]

@@ -15,8 +15,8 @@ def main(arguments: Sequence[str]) -> int:
     """Exit code 0, or 1 where `train` would refuse the photos."""
     from train.channels import find_channels  # torch, below these, takes seconds to import.
     from train.distributed import ALONE
-    from train.job import report_findings
-    from train.sets import open_photo_sets
+    from train.run import report_findings
+    from train.sets import check_leaks, check_photo_sets, open_photo_sets
 
     started = time.perf_counter()
     paths = SageMakerPaths.from_env()
@@ -24,8 +24,10 @@ def main(arguments: Sequence[str]) -> int:
         given = read_hyperparameters(paths.hyperparameters)
         config = TrainConfig.from_hyperparameters(given, read_command_line(arguments))
         paths.output_data.mkdir(parents=True, exist_ok=True)
-        _, findings = open_photo_sets(find_channels(paths), seed=config.seed, world=ALONE)
-        report_findings(findings, paths, strict=config.strict_data)
+        sets, findings = open_photo_sets(find_channels(paths), seed=config.seed, world=ALONE)
+        report_findings(findings, paths)
+        check_photo_sets(sets)
+        check_leaks(findings, strict=config.strict_data)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -13,9 +13,11 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
+from container.artifact import MANIFEST
 from container.contract import SageMakerPaths
-from container.errors import UserError
+from container.errors import TrainingError, UserError
 from train import toolkit
 from train.config import TrainConfig, describe, help_text, read_command_line, read_hyperparameters
 from train.failure import failure_text, write_failure
@@ -47,16 +49,28 @@ def main(arguments: Sequence[str]) -> int:
 def train(paths: SageMakerPaths, config: TrainConfig, arguments: Sequence[str]) -> None:
     """Run the job, in this process or in several, and make sure that what it leaves can be served."""
     from train.export import check_loadable  # torch takes seconds to import; a misspelt hyperparameter need not wait.
-    from train.job import run_job
     from train.launch import run_processes
+    from train.run import run_job
 
     topology = Topology.read(paths.resource_config, processes=processes_of(config))
+    before = artifact_stamp(paths.model)
     if topology.world_size == 1:
         run_job(paths, config)
     else:
         run_processes(topology, arguments)
     if topology.leads:
         check_loadable(paths.model)
+        if artifact_stamp(paths.model) == before:
+            raise TrainingError(f"training ended without an artifact; {paths.model} still holds an earlier run's")
+
+
+def artifact_stamp(folder: Path) -> tuple[int, int] | None:
+    """What tells an artifact from the one that replaces it: containers are started again on the same folders."""
+    try:
+        found = (folder / MANIFEST).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def processes_of(config: TrainConfig) -> int:

@@ -11,10 +11,11 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from container.errors import TrainingError
+from train.casualty import Casualty, first_of
 from train.stop import STOP
 from train.topology import Topology
 
@@ -22,34 +23,55 @@ PORT: Final = 7776
 # Instances of one job come up within minutes of each other.
 DEFAULT_WAIT_S: Final = 600
 _RETRY_S: Final = 0.5
+_LINE_BYTES: Final = 4096
+# How long a host that is done waits for the others, and one that failed in another's wake for that one's word.
+_END_S: Final = 60
+WORD_S: Final = 10
 
 
 class HostLink:
-    """Open connections by host name, and the first failure that came over one of them."""
+    """Open connections by host name, and what came over them of failures."""
 
     def __init__(self, current: str, peers: dict[str, socket.socket]) -> None:
         self.current = current
         self._peers = peers
-        self._failure: str | None = None
-        self._done: set[str] = set()
+        self._failures: list[Casualty] = []
+        self._ended: set[str] = set()  # those that have said how it went
+        self._heard = 0.0
         self._lock = threading.Lock()
         for name, connection in peers.items():
             threading.Thread(target=self._listen, args=(name, connection), daemon=True).start()
 
     @property
-    def failure(self) -> str | None:
+    def failure(self) -> Casualty | None:
         """Why another host's training ended, if it did."""
-        return self._failure
+        return first_of(tuple(self._failures))
 
-    def fail(self, message: str) -> None:
-        """Tell all other hosts."""
-        self._tell({"failed": message}, but="")
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the last word of a failure came."""
+        return time.monotonic() - self._heard
 
-    def finish(self, *, timeout_s: float) -> None:
-        """Tell the others that this host is done, and wait until they are too or one fails."""
-        self._tell({"done": True}, but="")
-        deadline = time.monotonic() + timeout_s
-        while self._failure is None and self._done < set(self._peers) and time.monotonic() < deadline:
+    def settle(self, own: Casualty | None) -> Casualty | None:
+        """Tell the others how training ended here, hear how it ended there, and return the failure to blame, if any.
+
+        Where this host failed in the wake of another, that one's word may still be under way.
+        """
+        if own is None and self.failure is None:
+            self._tell({"done": True}, but="")
+            self._wait(lambda: self.failure is not None or self._ended >= set(self._peers), _END_S)
+        elif own is not None:
+            self._tell({"failed": own.to_json()}, but="")
+
+        def blamed() -> Casualty | None:
+            return first_of([*self._failures, *([own] if own else [])])
+
+        self._wait(lambda: not ((found := blamed()) and found.wake), WORD_S)
+        return blamed()
+
+    def _wait(self, done: Callable[[], bool], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not done() and time.monotonic() < deadline:
             time.sleep(0.1)
 
     def close(self) -> None:
@@ -68,18 +90,20 @@ class HostLink:
         with contextlib.suppress(OSError, ValueError), connection.makefile() as lines:
             for line in lines:
                 message = json.loads(line)
-                if message.get("done"):
-                    self._done.add(name)
+                self._ended.add(name)
                 if "failed" in message:
-                    self._fail(message["failed"], source=name)
-        if name not in self._done:
-            self._fail(f"host {name} ended without a word; its log says why", source=name)
+                    self._hear(Casualty(**message["failed"]), source=name)
+        if name not in self._ended:
+            message = f"host {name} ended without a word; its log says why"
+            self._hear(Casualty(message=message, time=time.time()), source=name)
 
-    def _fail(self, message: str, *, source: str) -> None:
+    def _hear(self, casualty: Casualty, *, source: str) -> None:
         with self._lock:
-            first, self._failure = self._failure is None, self._failure or message
-        if first:
-            self._tell({"failed": message}, but=source)
+            new = casualty not in self._failures
+            self._failures += [casualty] * new
+            self._heard = time.monotonic()
+        if new:
+            self._tell({"failed": casualty.to_json()}, but=source)
 
 
 def meet(topology: Topology, *, wait_s: float = DEFAULT_WAIT_S, port: int = PORT) -> HostLink:
@@ -92,7 +116,7 @@ def meet(topology: Topology, *, wait_s: float = DEFAULT_WAIT_S, port: int = PORT
 
 def _gather(topology: Topology, deadline: float, *, wait_s: float, port: int) -> dict[str, socket.socket]:
     peers: dict[str, socket.socket] = {}
-    with socket.create_server(("", port), backlog=len(topology.hosts)) as server:
+    with _server(port) as server:
         server.settimeout(_RETRY_S)
         while missing := [host for host in topology.hosts[1:] if host not in peers]:
             STOP.check()
@@ -102,10 +126,13 @@ def _gather(topology: Topology, deadline: float, *, wait_s: float, port: int) ->
                     with connection, contextlib.suppress(OSError):
                         _send(connection, {"failed": message})
                 raise TrainingError(message)
-            with contextlib.suppress(TimeoutError, OSError, ValueError):
+            with contextlib.suppress(OSError):
                 connection, _ = server.accept()
                 connection.settimeout(5)
-                peers[json.loads(_line(connection))["host"]] = connection
+                if (host := _named(connection)) in missing:
+                    peers[host] = connection
+                else:
+                    connection.close()  # No host of this job: something that looks for open ports, say.
     for connection in peers.values():
         connection.settimeout(None)
         _send(connection, {"go": True})
@@ -138,6 +165,22 @@ def _call(topology: Topology, deadline: float, *, wait_s: float, port: int) -> s
     return connection
 
 
+def _server(port: int) -> socket.socket:
+    try:
+        return socket.create_server(("", port))
+    except OSError as error:
+        raise TrainingError(f"port {port}, at which hosts meet, cannot be opened: {error.strerror}") from error
+
+
+def _named(connection: socket.socket) -> str:
+    """The host that calls; empty where it does not say so in our way."""
+    try:
+        value = json.loads(_line(connection))
+    except (OSError, ValueError):
+        return ""
+    return str(value.get("host", "")) if isinstance(value, dict) else ""
+
+
 def _missing(hosts: Sequence[str], wait_s: float) -> str:
     return f"waited {wait_s:g} s in vain for host(s) {', '.join(hosts)}; look at their logs, and at the security group"
 
@@ -148,7 +191,7 @@ def _send(connection: socket.socket, message: dict[str, Any]) -> None:
 
 def _line(connection: socket.socket) -> bytes:
     data = b""
-    while not data.endswith(b"\n"):
+    while not data.endswith(b"\n") and len(data) < _LINE_BYTES:
         byte = connection.recv(1)
         if not byte:
             raise OSError("the connection was closed")

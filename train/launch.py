@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -12,11 +11,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from container.errors import KennelError, TrainingError, UserError
-from train.hostlink import DEFAULT_WAIT_S, HostLink, meet
-from train.stop import STOP, Stopped
+from container.errors import TrainingError
+from train.casualty import Casualty, first_of, words_in
+from train.hostlink import DEFAULT_WAIT_S, WORD_S, HostLink, meet
+from train.stop import STOP
 from train.topology import MASTER_PORT, Topology, network_environment
 
 # SageMaker's SIGKILL comes 120 s after its SIGTERM; torchrun's own default would leave its processes 30 s.
@@ -24,6 +24,7 @@ _STOP_S: Final = 105
 _POLL_S: Final = 0.1
 # Where the processes of this host find the file that asks them to stop, and leave word of a failure.
 RUN_FOLDER: Final = "KENNEL_RUN_FOLDER"
+HOST: Final = "KENNEL_HOST"
 _WAIT: Final = "KENNEL_HOST_WAIT_SECONDS"
 
 
@@ -52,7 +53,7 @@ def _torchrun(topology: Topology, arguments: Sequence[str], folder: Path) -> sub
         *("--master-port", str(_port(topology)), "--shutdown-timeout", str(_STOP_S)),
         *("-m", "train.worker", *arguments),
     ]
-    env = {**os.environ, **network_environment(topology), RUN_FOLDER: str(folder)}
+    env = {**os.environ, **network_environment(topology), RUN_FOLDER: str(folder), HOST: topology.current}
     # A session of its own: a signal to our process group is passed on by us, once, in order.
     return subprocess.Popen(command, env=env, start_new_session=True)
 
@@ -69,21 +70,30 @@ def _watch(process: subprocess.Popen[bytes], folder: Path, link: HostLink | None
         if STOP.requested() and asked is None:
             (folder / "stop").touch()
             asked = time.monotonic()
-        if link is not None and link.failure is not None:
-            raise TrainingError(link.failure)
+        if link is not None and _must_end(link):
+            break
         if asked is not None and time.monotonic() - asked > _STOP_S:
             raise TrainingError(f"the training processes did not end within {_STOP_S} s of being asked to")
+    own = None if process.returncode == 0 else _own_failure(process, folder)
     for path in folder.glob("pid-*"):
-        path.unlink()  # They have ended, and their numbers may soon be others'.
-    if process.returncode != 0:
-        error = first_failure(folder, process.returncode)
-        if link is not None:
-            link.fail(str(error))
-        raise error
-    if link is not None:
-        link.finish(timeout_s=60)
-        if link.failure is not None:
-            raise TrainingError(link.failure)
+        if process.returncode is not None:
+            path.unlink()  # They have ended, and their numbers may soon be others'.
+    failure = own if link is None else link.settle(own)
+    if failure is not None:
+        raise failure.error()
+
+
+def _must_end(link: HostLink) -> bool:
+    """Another host has failed; where that was in the wake of this one's processes, they are given time to say so."""
+    failure = link.failure
+    return failure is not None and (not failure.wake or link.silent_s > WORD_S)
+
+
+def _own_failure(process: subprocess.Popen[bytes], folder: Path) -> Casualty | None:
+    """What this host's processes have to say; None where they still run, and another host has ended the job."""
+    if process.returncode is None:
+        return first_of(words_in(folder).values())
+    return failure_of(folder, process.returncode)
 
 
 def _kill(process: subprocess.Popen[bytes], folder: Path) -> None:
@@ -101,22 +111,16 @@ def announce_process(folder: Path, rank: int) -> None:
     (folder / f"pid-{rank}").write_text(str(os.getpid()))
 
 
-def report_failure(folder: Path, rank: int, error: BaseException) -> None:
-    """Leave word for the parent of this process."""
-    kind = "stopped" if isinstance(error, Stopped) else "user" if isinstance(error, UserError) else "other"
-    message = str(error) if isinstance(error, KennelError | Stopped) else f"{type(error).__name__}: {error}"
-    value = {"time": time.time(), "rank": rank, "kind": kind, "message": message}
-    staged = folder / f".failure-{rank}"
-    staged.write_text(json.dumps(value), encoding="utf-8")
-    staged.replace(folder / f"failure-{rank}.json")
-
-
-def first_failure(folder: Path, code: int) -> BaseException:
-    """What the first process to fail raised, told from what those that failed in its wake say."""
-    found: list[dict[str, Any]] = [json.loads(path.read_text()) for path in folder.glob("failure-*.json")]
-    if not found:
-        return TrainingError(f"a training process ended with code {code} and without a word; out of memory, perhaps?")
-    first = min(found, key=lambda value: float(value["time"]))
-    kinds: dict[str, type[BaseException]] = {"stopped": Stopped, "user": UserError, "other": TrainingError}
-    where = "" if first["kind"] in ("stopped", "user") else f" (rank {first['rank']})"
-    return kinds[first["kind"]](f"{first['message']}{where}")
+def failure_of(folder: Path, code: int) -> Casualty:
+    """Why the processes of this host ended, told from what they left: the first to fail, not those in its wake."""
+    found = words_in(folder)
+    first = first_of(found.values())
+    if first is not None and not first.wake:
+        return first
+    # A process that the kernel ends leaves no word, and all others fail in its wake.
+    silent = sorted({int(path.name.partition("-")[2]) for path in folder.glob("pid-*")} - set(found))
+    if first is not None and not silent:
+        return first
+    who = f"the training process of rank {silent[0]}" if silent else "a training process"
+    message = f"{who} ended without a word (torchrun ended with {code}); killed for want of memory, perhaps?"
+    return Casualty(message=message, time=time.time())

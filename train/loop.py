@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from container.errors import TrainingError
 from train.checkpoint import Checkpoint, load_newest, save_checkpoint
 from train.config import TrainConfig
 from train.data import Normaliser, TrainingBatches
@@ -28,6 +27,7 @@ from train.recipe import (
     build_optimizer,
     clip_gradients,
     freeze_batchnorm,
+    not_a_number,
     rate_factor,
     set_rates,
 )
@@ -82,6 +82,8 @@ class Trainer:
         self.model.load_state_dict(weights)
         self.ema.model.load_state_dict(weights)
         self.outcome.record(epoch, lambda: weights, found)
+        STOP.hold()
+        self.checkpoint()
 
     def fit(self) -> Outcome:
         """Train to the last epoch, until patience ends, or until the job is asked to stop."""
@@ -137,17 +139,17 @@ class Trainer:
             freeze_batchnorm(self.model)
         clock = Clock()
         title = f"epoch {self.epoch}/{setting.config.epochs}"
-        profiler = steps_profiler(setting.profile if self.outcome.steps == 0 else None)
-        for photos, labels in clock.waits(progress(setting.loader, title, shown=self.world.leads)):
-            self._step(setting.normalise(photos), labels.to(self.world.device, non_blocking=True))
-            profiler()
-            STOP.hold()
-            due = time.monotonic() - self.last_checkpoint > setting.config.checkpoint_seconds
-            stopping, due = self.world.any(STOP.requested(), due)
-            if stopping:
-                break
-            if due:
-                self.checkpoint()
+        with steps_profiler(setting.profile if self.outcome.steps == 0 else None) as profiled:
+            for photos, labels in clock.waits(progress(setting.loader, title, shown=self.world.leads)):
+                self._step(setting.normalise(photos), labels.to(self.world.device, non_blocking=True))
+                profiled()
+                STOP.hold()
+                due = time.monotonic() - self.last_checkpoint > setting.config.checkpoint_seconds
+                stopping, due = self.world.any(STOP.requested(), due)
+                if stopping:
+                    break
+                if due:
+                    self.checkpoint()
         return clock.waited
 
     def _step(self, photos: Tensor, labels: Tensor) -> None:
@@ -182,11 +184,10 @@ class Trainer:
             self.scaler.step(self.optimizer)
         self.scaler.update()
         self.bad_steps = 0 if finite else self.bad_steps + 1
-        if self.bad_steps >= _MAX_BAD_STEPS:
-            raise TrainingError(
-                f"the loss is not a number in epoch {self.epoch}, step {self.step_in_epoch + 1}; lower learning_rate, "
-                "or look at the photos for odd ones"
-            )
+        # Short epochs have fewer steps than that; float16 may skip all of the first.
+        allowed = _MAX_BAD_STEPS if self.scaler.is_enabled() else min(_MAX_BAD_STEPS, self.setting.batches.steps)
+        if self.bad_steps >= allowed:
+            raise not_a_number(f"epoch {self.epoch}, step {self.step_in_epoch + 1}")
 
     # What is kept -------------------------------------------------------------------------------------------
 
@@ -219,6 +220,9 @@ class Trainer:
         tensors |= {f"best.{name}": value for name, value in self.outcome.state.items()}
         for index, entry in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": value for key, value in entry.items()}
+        if self.outcome.found is not None:
+            tensors["found.logits"] = torch.from_numpy(self.outcome.found.logits)
+            tensors["found.labels"] = torch.from_numpy(self.outcome.found.labels)
         tensors["random"] = torch.get_rng_state()
         return tensors
 
@@ -240,7 +244,7 @@ class Trainer:
         self.sums = torch.tensor(figures["sums"], dtype=torch.float64) * self.world.leads
         epochs = [Epoch(**entry) for entry in figures["epochs"]]
         best = next((epoch for epoch in epochs if epoch.number == figures["best"]), None)
-        self.outcome = Outcome(_part(tensors, "best."), None, epochs, best, figures["steps"])
+        self.outcome = Outcome(_part(tensors, "best."), _found(tensors), epochs, best, figures["steps"])
         STOP.hold()
         self.world.say(f"resumed in epoch {self.epoch} after {self.outcome.steps} step(s)")
         return True
@@ -248,6 +252,11 @@ class Trainer:
 
 def _part(tensors: State, prefix: str) -> State:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _found(tensors: State) -> Predictions | None:
+    found = _part(tensors, "found.")
+    return Predictions(found["logits"].numpy(), found["labels"].numpy()) if found else None
 
 
 def _optimizer_state(tensors: State) -> dict[int, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,5 +49,10 @@ def predict(model: nn.Module, loader: Loader, normalise: Normaliser, *, world: W
         if STOP.requested():
             break
     own = (torch.cat(logits).numpy(), torch.cat(labels).numpy()) if logits else None
-    parts = [part for part in world.gather(own) if part is not None]
-    return Predictions(np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]))
+    parts = [Predictions(*part) for part in world.gather(own) if part is not None]
+    return joined(parts)
+
+
+def joined(parts: Sequence[Predictions]) -> Predictions:
+    """One after another."""
+    return Predictions(np.concatenate([part.logits for part in parts]), np.concatenate([part.labels for part in parts]))

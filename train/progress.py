@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -37,22 +38,24 @@ class Clock:
             yield item
 
 
-def steps_profiler(folder: Path | None, steps: int = 3) -> Callable[[], None]:
-    """What to call after each step: traces some early ones, if there is a folder to put the trace in."""
+@contextmanager
+def steps_profiler(folder: Path | None, steps: int = 3) -> Iterator[Callable[[], None]]:
+    """Give what to call after each step: traces some early ones, if there is a folder to put the trace in."""
     if folder is None:
-        return lambda: None
+        yield lambda: None
+        return
     profiler = torch.profiler.profile(
         schedule=torch.profiler.schedule(wait=0, warmup=1, active=steps, repeat=1),
         on_trace_ready=lambda trace: trace.export_chrome_trace(str(folder / "trace.json")),
     )
-    profiler.start()
     left = iter(range(1 + steps))
 
     def after_step() -> None:
         if next(left, None) is not None:
             profiler.step()
 
-    return after_step
+    with profiler:  # Its end writes the trace where there were fewer steps.
+        yield after_step
 
 
 def print_epoch(epoch: Epoch, outcome: Outcome, *, config: TrainConfig) -> None:

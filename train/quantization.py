@@ -83,17 +83,21 @@ def _no_preprocessing_advice(record: logging.LogRecord) -> bool:
     return "pre-processing" not in record.getMessage()
 
 
-def answers(network: bytes | Path, photos: Sequence[Photo], spec: Preprocessing) -> Predictions:
+def answers(network: bytes | Path, photos: Sequence[Photo], spec: Preprocessing, *, threads: int = 0) -> Predictions:
     """The network's logits, a photo at a time: as they are served, since int8's may depend on the batch.
 
-    Raises Stopped.
+    Raises Stopped where the job is to end: thousands of photos take longer than it may then go on.
     """
-    engine: Any = session(network)
-    logits: list[Float32Array] = []
-    for photo in photos:
+    engine: Any = session(network, threads=threads)
+
+    def logits(photo: Photo) -> Float32Array:
         STOP.check()
-        logits += engine.run(["logits"], {"photos": preprocess(photo.path.read_bytes(), spec)[None]})
-    return Predictions(np.concatenate(logits), np.array([photo.label for photo in photos], np.int64))
+        (found,) = engine.run(["logits"], {"photos": preprocess(photo.path.read_bytes(), spec)[None]})
+        return found  # type: ignore[no-any-return]
+
+    classes = engine.get_outputs()[0].shape[1]
+    found = [np.empty((0, classes), np.float32), *(logits(photo) for photo in photos)]
+    return Predictions(np.concatenate(found), np.array([photo.label for photo in photos], np.int64))
 
 
 def judge(int8: Predictions, float32: Predictions, *, max_drop_points: float, always: bool) -> Verdict:

@@ -11,6 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from container.errors import TrainingError
 from train.config import TrainConfig
 from train.model import HEAD
 
@@ -58,6 +59,13 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
 def clip_gradients(model: nn.Module) -> float:
     """Scale the gradients down to a norm of 1 where it is larger; return what it was."""
     return float(nn.utils.clip_grad_norm_(model.parameters(), _MAX_GRADIENT_NORM))
+
+
+def not_a_number(place: str) -> TrainingError:
+    return TrainingError(
+        f"the loss is not a number in {place}; lower learning_rate, or look at the photos (and pretrained weights) "
+        "for odd ones"
+    )
 
 
 def class_weights(counts: Sequence[int], *, balanced: bool) -> Tensor:

@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -39,6 +39,7 @@ class JobSets:
     photos: PhotoSets
     world: World
     sharded: frozenset[str] = frozenset()
+    unreadable: frozenset[str] = frozenset()  # roles of which no photo could be read, on any host
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -80,7 +81,7 @@ def of_role(sets: PhotoSets, role: str) -> tuple[Photo, ...]:
 def open_photo_sets(channels: Channels, *, seed: int, world: World) -> tuple[JobSets, Findings]:
     """List the photos, look at each, leave out those that cannot be read, and hold out a validation set.
 
-    Raises DataError where a class, or a set, is left without a photo.
+    Raises DataError for channels that are not laid out as folders of classes; `check_photo_sets` for what is left.
     """
     names = {name for part in world.gather(class_folder_names(channels)) for name in part}
     listed = list_photos(channels, names)
@@ -89,15 +90,25 @@ def open_photo_sets(channels: Channels, *, seed: int, world: World) -> tuple[Job
     for path, fact in facts.items():
         if fact.fault:
             world.say(f"warning: {path} is left out: {fact.fault}")
-    check_classes(readable.class_names, _filled(readable, world))
+    counts = [world.gather((len(of_role(listed, role)), len(of_role(readable, role)))) for role in ROLES]
+    lost = {
+        role
+        for role, found in zip(ROLES, counts, strict=True)
+        if any(a for a, _ in found) and not any(b for _, b in found)
+    }
     sets = _with_shards(split_validation(readable, seed=seed), world)
-    check_validation(sets.count("validation"))
-    for role in ROLES:
-        if of_role(listed, role) and not sets.count(role):
-            raise DataError(f"channel {role!r} holds no readable photo")
-    if min(world.gather(len(sets.own("training")))) == 0:
-        raise DataError("a host has no training photo; use fewer hosts, or give every host photos")
+    sets = replace(sets, unreadable=frozenset(lost))
     return sets, _findings(sets, facts)
+
+
+def check_photo_sets(sets: JobSets) -> None:
+    """Raises DataError where a class, a set or a process is left without a photo."""
+    check_classes(sets.class_names, {label for label, count in enumerate(sets.class_counts()) if count})
+    if sets.unreadable:
+        raise DataError(f"channel {min(sets.unreadable)!r} holds no photo that can be read; the log names each fault")
+    check_validation(sets.count("validation"))
+    if min(sets.world.gather(len(sets.own("training")))) == 0:
+        raise DataError("a host has no training photo; use fewer hosts, or give every host photos")
 
 
 def _look(listed: PhotoSets, world: World) -> dict[Path, Facts]:
@@ -130,10 +141,6 @@ def check_leaks(findings: Findings, *, strict: bool) -> None:
     if strict:
         raise DataError(f"{text}; remove them, or set strict_data=false")
     print(f"warning: {text}", flush=True)
-
-
-def _filled(sets: PhotoSets, world: World) -> set[int]:
-    return {label for part in world.gather({photo.label for photo in sets.training}) for label in part}
 
 
 def _with_shards(sets: PhotoSets, world: World) -> JobSets:

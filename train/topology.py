@@ -66,7 +66,7 @@ def _hosts(value: Any, path: Path) -> tuple[tuple[str, ...], str]:
     return tuple(str(host) for host in hosts), str(current)
 
 
-def network_environment(topology: Topology) -> dict[str, str]:
+def network_environment(topology: Topology, *, devices: Path = Path("/dev/infiniband")) -> dict[str, str]:
     """The variables by which NCCL, gloo and TensorPipe find the network between the hosts."""
     interface = _usable_interface(topology)
     env = {"OMP_NUM_THREADS": str(max(1, usable_cores() // topology.processes))}
@@ -78,7 +78,7 @@ def network_environment(topology: Topology) -> dict[str, str]:
             # gethostname() may be the same on all hosts, and NCCL would take them for one.
             "NCCL_HOSTID": topology.current,
         }
-    if any(Path("/dev/infiniband").glob("uverbs*")):
+    if any(devices.glob("uverbs*")):
         env["FI_PROVIDER"] = "efa"
     return env
 

@@ -4,11 +4,12 @@
 
 Values that are given are the same in every trial; the other tunable ones are searched for. Each trial is a `train` of
 its own in output/data/trials; a trial that falls behind the median is ended early. The search goes on where an
-earlier one in the same folder stopped. The best trial's artifact is left in the model folder.
+earlier one in the same folder stopped. The best trial's artifact and report are left where `train` leaves its own.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -17,18 +18,23 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import optuna
+from optuna.trial import TrialState
 
-from container.artifact import find_artifact
+from container.artifact import find_artifact, load_manifest, save_artifact
 from container.contract import VALIDATION_ACCURACY, VALIDATION_BEST_ACCURACY, SageMakerPaths
 from container.errors import KennelError, TrainingError
 from train.config import TrainConfig, options, read_command_line, read_hyperparameters
+from train.failure import failure_text, write_failure
 from train.hyperparameters import Option, Range, parse
 from train.stop import STOP
 
 _DEFAULT_TRIALS: Final = "20"
+# Of a trial that is run because an earlier run of the search ended in the middle of another: that one's number.
+_INSTEAD_OF: Final = "instead_of"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -44,6 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         best = search(paths, {_canonical(name): str(value) for name, value in fixed.items()}, trials=trials)
     except (KennelError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
+        write_failure(paths.failure, failure_text(error))
         return 1
     print(f"best: {json.dumps(best)}", flush=True)
     return 0
@@ -58,26 +65,35 @@ def search(paths: SageMakerPaths, fixed: Mapping[str, str], *, trials: int) -> d
     folder = paths.output_data
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        study_name="kennel",
-        storage=f"sqlite:///{folder / 'tuning.db'}",
-        direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=int(fixed.get("seed", "0"))),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=1),
-        load_if_exists=True,
-    )
+    study = _open_study(folder, seed=int(fixed.get("seed", "0")))
     while _finished(study) < trials and not STOP.requested():
         _one_trial(study, paths, fixed)
-    if not [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]:
+    if not [trial for trial in study.trials if trial.state == TrialState.COMPLETE]:
         raise TrainingError(
             f"no trial came to its end, so there is nothing to choose from; their logs lie in {folder / 'trials'}"
         )
     best = {"trial": study.best_trial.number, "value": study.best_value, "hyperparameters": study.best_params}
     (folder / "tuning.json").write_text(json.dumps({"best": best, "trials": _all(study)}, indent=2), encoding="utf-8")
-    shutil.copytree(
-        find_artifact(folder / "trials" / str(study.best_trial.number) / "model"), paths.model, dirs_exist_ok=True
-    )
+    _hand_over(SageMakerPaths(folder / "trials" / str(study.best_trial.number)), paths)
     return best
+
+
+def _open_study(folder: Path, *, seed: int) -> optuna.Study:
+    """The study of this folder; trials that an earlier run was ended in are queued to be run again."""
+    study = optuna.create_study(
+        study_name="kennel",
+        storage=f"sqlite:///{folder / 'tuning.db'}",
+        direction="maximize",
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=1),
+        load_if_exists=True,
+    )
+    # A sampler begins its random draws anew: with the same seed, a search that goes on would repeat itself.
+    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
+    replaced = {trial.user_attrs.get(_INSTEAD_OF) for trial in study.trials}
+    for trial in study.get_trials(states=[TrialState.RUNNING]):
+        if trial.number not in replaced:
+            study.enqueue_trial(trial.params, user_attrs={_INSTEAD_OF: trial.number})
+    return study
 
 
 def _finished(study: optuna.Study) -> int:
@@ -85,10 +101,22 @@ def _finished(study: optuna.Study) -> int:
 
 
 def _all(study: optuna.Study) -> list[dict[str, Any]]:
+    def state(trial: optuna.trial.FrozenTrial) -> str:
+        return "INTERRUPTED" if trial.state == TrialState.RUNNING else trial.state.name
+
     return [
-        {"trial": trial.number, "state": trial.state.name, "value": trial.value, "hyperparameters": trial.params}
+        {"trial": trial.number, "state": state(trial), "value": trial.value, "hyperparameters": trial.params}
         for trial in study.trials
     ]
+
+
+def _hand_over(trial: SageMakerPaths, paths: SageMakerPaths) -> None:
+    """Leave what a `train` with the best values would have: the artifact, and the report beside it."""
+    source = find_artifact(trial.model)
+    manifest = load_manifest(source)
+    copies = {name: functools.partial(shutil.copyfile, source / name) for name in manifest.files}
+    save_artifact(paths.model, manifest, copies)
+    shutil.copytree(trial.output_data, paths.output_data, dirs_exist_ok=True)
 
 
 def _one_trial(study: optuna.Study, paths: SageMakerPaths, fixed: Mapping[str, str]) -> None:
@@ -96,10 +124,12 @@ def _one_trial(study: optuna.Study, paths: SageMakerPaths, fixed: Mapping[str, s
     values = {**fixed, **suggest(trial, fixed)}
     print(f"trial {trial.number}: {json.dumps(trial.params)}", flush=True)
     value, pruned = _train(trial, _tree(paths, trial.number), values)
+    if STOP.requested():
+        return  # It stays open, and is run again when the search goes on.
     if pruned:
-        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        study.tell(trial, state=TrialState.PRUNED)
     elif value is None:
-        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        study.tell(trial, state=TrialState.FAIL)
     else:
         study.tell(trial, value)
     outcome = "ended early" if pruned else "failed" if value is None else f"{VALIDATION_BEST_ACCURACY.name} {value:.4f}"

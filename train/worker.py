@@ -8,10 +8,11 @@ import traceback
 from pathlib import Path
 
 from container.contract import SageMakerPaths
+from train.casualty import Casualty, leave_word
 from train.config import TrainConfig, read_command_line, read_hyperparameters
 from train.distributed import World
-from train.job import run_job
-from train.launch import RUN_FOLDER, announce_process, report_failure
+from train.launch import HOST, RUN_FOLDER, announce_process
+from train.run import run_job
 from train.stop import STOP
 
 
@@ -30,7 +31,7 @@ def main() -> int:
         run_job(paths, config, world)
         world.leave()
     except BaseException as error:  # The translator: the parent process tells SageMaker.
-        report_failure(folder, rank, error)
+        leave_word(folder, rank, Casualty.of(error, place=f"rank {rank}, host {os.environ[HOST]}"))
         traceback.print_exception(error)
         return 1
     return 0

@@ -22,6 +22,7 @@ from train.channels import Photo
 from train.data import EvaluationPhotos, Normaliser, evaluation_loader
 from train.model import build_resnet
 from train.predictions import predict
+from train.quantization import answers
 
 Logits = npt.NDArray[np.float32]
 
@@ -58,6 +59,27 @@ def test_served_logits_are_evaluations(base: Path, evaluated: dict[str, Logits],
     expected = evaluated[name]
     assert np.ptp(expected) > 0.01
     assert (np.abs(served - expected) <= 1e-4 * np.maximum(1, np.abs(expected))).all()
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree whose model folder holds an artifact that is served in int8."""
+    base = tmp_path_factory.mktemp("int8")
+    write_digits(base / "input/data/training", per_class=24)
+    code, output = run_train(base, *arguments({**SMALL, "quantize": "always", "report": "false"}))
+    assert code == 0, output
+    return base
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_int8s_logits_as_served_are_its_own_evaluations_bit_for_bit(base: Path, int8: Path, threads: int) -> None:
+    manifest = load_manifest(int8 / "model")
+    assert manifest.precision == "int8"
+    photos = [Photo(path, 0) for path in sorted((base / "photos").iterdir())]
+    evaluated = answers((int8 / "model" / manifest.network).read_bytes(), photos, manifest.preprocessing)
+    predictor = Predictor.load(int8 / "model", threads=threads)
+    for photo, logits in zip(photos, evaluated.logits, strict=True):
+        np.testing.assert_array_equal(predictor.logits(photo.path.read_bytes()), logits)
 
 
 def test_probabilities_over_http_are_evaluations(base: Path, evaluated: dict[str, Logits]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,7 +65,7 @@ def test_a2_20_unequal_shards_with_missing_classes_train_together(tmp_path: Path
 
 def tree(base: Path, host: str = "", hosts: tuple[str, ...] = ()) -> SageMakerPaths:
     paths = SageMakerPaths(base)
-    write_digits(paths.channel("training"), per_class=12)
+    write_digits(paths.channel("training"), per_class=13)
     paths.checkpoints.mkdir()
     if hosts:
         paths.config.mkdir()
@@ -84,6 +85,27 @@ def test_processes_of_one_host_leave_one_artifact(tmp_path: Path) -> None:
     assert code == 0, output
     assert_valid(paths)
     assert output.count("validation:accuracy=") == 1
+    assert "all 2 processes hold the same weights" in output
+    confusion = json.loads((paths.output_data / "report.json").read_text())["confusion"]
+    assert [sum(row) for row in confusion] == [3, 3, 3], "of an odd number, every validation photo counts once"
+
+
+def test_processes_that_were_stopped_go_on_to_the_bits_of_those_that_were_not(tmp_path: Path) -> None:
+    words = arguments({**TWO, "epochs": "8", "checkpoint_seconds": "0", "report": "false"})
+    whole, stopped = tree(tmp_path / "whole"), tree(tmp_path / "stopped")
+    code, output = run_train(whole.base, *words)
+    assert code == 0, output
+    with start_train(stopped.base, *words) as process:
+        wait_until(lambda: any(stopped.checkpoints.glob("checkpoint-*")) or None, timeout_s=120, what="a checkpoint")
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=90)
+    assert process.returncode == 0, output
+    code, output = run_train(stopped.base, *words)
+    assert code == 0, output
+    assert "resumed in epoch" in output
+    one, two = load_manifest(whole.model), load_manifest(stopped.model)
+    assert one.files == two.files
+    assert one.metrics == two.metrics
 
 
 def test_a3_34_sigterm_stops_all_processes_and_saves(tmp_path: Path) -> None:
@@ -133,3 +155,34 @@ def test_an_error_on_one_host_is_in_both_failure_files(tmp_path: Path) -> None:
     assert [process.returncode for process in running] == [1, 1], outputs
     for paths in trees:
         assert "channel 'pretrained' must hold one state dict" in paths.failure.read_text()
+
+
+def test_a_process_that_fails_in_the_middle_ends_both_hosts_with_its_message(tmp_path: Path) -> None:
+    """Its peer loses the connection, and fails as well; both failure files have the cause, not the consequence."""
+    trees = [tree(tmp_path / host, host, HOSTS) for host in HOSTS]
+    words = arguments({**QUICK, "epochs": "500", "report": "false"})
+    with start_train(trees[0].base, *words) as one, start_train(trees[1].base, *words) as two:
+        wait_until(lambda: any(trees[0].checkpoints.iterdir()) or None, timeout_s=150, what="a checkpoint")
+        shutil.rmtree(trees[1].channel("training"))
+        outputs = [process.communicate(timeout=120)[0] for process in (one, two)]
+    assert [one.returncode, two.returncode] == [1, 1], outputs
+    for paths in trees:
+        failure = paths.failure.read_text()
+        assert failure.startswith("FileNotFoundError: "), failure
+        assert failure.endswith("(rank 1, host 127.0.0.2)")
+
+
+def test_a_process_that_is_killed_is_named_on_both_hosts(tmp_path: Path) -> None:
+    trees = [tree(tmp_path / host, host, HOSTS) for host in HOSTS]
+    words = arguments({**QUICK, "epochs": "500", "report": "false"})
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    env = {"TMPDIR": str(temporary)}
+    with start_train(trees[0].base, *words, env=env) as one, start_train(trees[1].base, *words, env=env) as two:
+        wait_until(lambda: any(trees[0].checkpoints.iterdir()) or None, timeout_s=150, what="a checkpoint")
+        (pid,) = temporary.glob("kennel-run-*/pid-1")
+        os.kill(int(pid.read_text()), signal.SIGKILL)
+        outputs = [process.communicate(timeout=150)[0] for process in (one, two)]
+    assert [one.returncode, two.returncode] == [1, 1], outputs
+    for paths in trees:
+        assert "the training process of rank 1 ended without a word" in paths.failure.read_text()

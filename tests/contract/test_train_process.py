@@ -117,12 +117,12 @@ def test_a3_30_no_end_but_an_artifact_passes_for_success(paths: SageMakerPaths, 
     program = textwrap.dedent(
         f"""
         import sys
-        import train.job
+        import train.run
 
         def crash(*_):
             {statement}
 
-        train.job.run_job = crash
+        train.run.run_job = crash
         from train.__main__ import run
         run()
         """
@@ -208,11 +208,19 @@ def test_an_output_folder_that_cannot_be_made_is_named(paths: SageMakerPaths) ->
     assert f"error: {paths.output_data} cannot be written to" in output
 
 
-def test_what_an_earlier_run_said_of_itself_is_forgotten(paths: SageMakerPaths) -> None:
+def test_what_an_earlier_run_left_passes_for_nothing_of_this_ones(paths: SageMakerPaths) -> None:
+    """Warm pools, retries and plain `docker run` start again on the same folders."""
     paths.output.mkdir()
     paths.failure.write_text("an old failure")
+    paths.model.mkdir()
+    (paths.model / "model.int8.onnx").write_bytes(b"of an old artifact")
     code, output = run_train(paths.base, *arguments(SMALL))
     assert_succeeded(paths, code, output)
+    assert not (paths.model / "model.int8.onnx").exists()
+    program = "import train.run; train.run.run_job = print; from train.__main__ import run; run()"
+    code, output = run_train(paths.base, program=("-c", program))
+    assert code == 1, output
+    assert "training ended without an artifact" in paths.failure.read_text()
 
 
 def test_without_the_toolkit_training_says_so_and_goes_on(paths: SageMakerPaths) -> None:

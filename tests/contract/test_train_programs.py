@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ import torch
 
 from container.artifact import load_manifest, verify_files
 from container.contract import SageMakerPaths
-from tests.training import SMALL, arguments, run_train, write_digits
+from tests.support import wait_until
+from tests.training import SMALL, arguments, run_train, start_train, write_digits
 from train.model import build_resnet
 
 QUICK = {**SMALL, "workers": "0"}
@@ -54,7 +57,9 @@ def test_strict_data_ends_training_where_a_set_leaks(paths: SageMakerPaths) -> N
 @pytest.mark.parametrize("strategy", ["head", "gradual"])
 def test_a_strategy_from_pretrained_weights_leaves_everything(paths: SageMakerPaths, strategy: str) -> None:
     pretrained(paths)
-    words = arguments({**QUICK, "pretrained": "true", "strategy": strategy, "quantize": "always", "top_k": "2"})
+    words = arguments(
+        {**QUICK, "pretrained": "true", "strategy": strategy, "quantize": "always", "top_k": "2", "profile": "true"}
+    )
     code, output = run_train(paths.base, *words)
     assert code == 0, output
     manifest = load_manifest(paths.model)
@@ -66,6 +71,8 @@ def test_a_strategy_from_pretrained_weights_leaves_everything(paths: SageMakerPa
     assert (paths.output_data / "report.html").stat().st_size > 10_000
     assert json.loads((paths.output_data / "report.json").read_text())["served"] == "int8"
     assert "features of 24 photos" in output
+    if strategy == "gradual":
+        assert json.loads((paths.output_data / "trace.json").read_text())["traceEvents"]
 
 
 def test_a_frozen_network_of_noise_is_refused(paths: SageMakerPaths) -> None:
@@ -84,8 +91,46 @@ def test_a_loss_that_is_no_number_ends_with_advice(paths: SageMakerPaths) -> Non
     assert "the loss is not a number" in paths.failure.read_text()
 
 
+def test_doctor_shows_all_that_it_found_before_it_gives_up(paths: SageMakerPaths) -> None:
+    for photo in (paths.channel("training") / "1").iterdir():
+        photo.write_bytes(b"no photo")
+    code, output = run_train(paths.base, program=("-m", "train.doctor_program"))
+    assert (code, "has 1 class folder(s) without a readable photo (1)" in output) == (1, True), output
+    assert re.search(r"classes without a photo +1  1", output), output
+    found = json.loads((paths.output_data / "doctor.json").read_text())
+    assert (found["empty_classes"], len(found["unreadable"])) == (["1"], 10)
+
+
+def test_a_validation_channel_that_cannot_be_read_is_not_made_up_for(paths: SageMakerPaths) -> None:
+    write_digits(paths.channel("validation"), per_class=2)
+    for photo in paths.channel("validation").rglob("*.png"):
+        photo.write_bytes(b"no photo")
+    code, output = run_train(paths.base, *arguments(QUICK))
+    assert code == 1, output
+    assert paths.failure.read_text().startswith("channel 'validation' holds no photo that can be read")
+
+
+def test_a_search_that_is_stopped_runs_its_trial_again(paths: SageMakerPaths) -> None:
+    words = arguments({**QUICK, "epochs": "500", "report": "false"})
+    with start_train(paths.base, "--trials", "1", *words, program=("-m", "train.tune")) as process:
+        log = paths.output_data / "trials" / "0" / "log"
+        wait_until(
+            lambda: (log.exists() and "training resnet18" in log.read_text()) or None, timeout_s=120, what="a trial"
+        )
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    assert paths.failure.read_text().startswith("no trial came to its end")
+    words = arguments({**QUICK, "epochs": "1", "report": "false"})
+    code, output = run_train(paths.base, "--trials", "1", *words, program=("-m", "train.tune"))
+    assert code == 0, output
+    one, two = json.loads((paths.output_data / "tuning.json").read_text())["trials"]
+    assert (one["state"], two["state"]) == ("INTERRUPTED", "COMPLETE")
+    assert one["hyperparameters"] == two["hyperparameters"]
+
+
 def test_tune_searches_goes_on_and_leaves_the_best(paths: SageMakerPaths) -> None:
-    words = arguments({**QUICK, "seed": "1", "batch_size": "16", "report": "false"})
+    words = arguments({**QUICK, "seed": "1", "batch_size": "16"})
     code, output = run_train(paths.base, "--trials", "1", *words, program=("-m", "train.tune"))
     assert code == 0, output
     code, output = run_train(paths.base, "--trials", "2", *words, program=("-m", "train.tune"))
@@ -93,12 +138,14 @@ def test_tune_searches_goes_on_and_leaves_the_best(paths: SageMakerPaths) -> Non
     assert "trial 1: " in output
     assert "trial 0: " not in output
     found = json.loads((paths.output_data / "tuning.json").read_text())
-    assert len(found["trials"]) == 2
+    one, two = found["trials"]
+    assert one["hyperparameters"] != two["hyperparameters"]
     tuned = {"learning_rate", "weight_decay", "label_smoothing"}
     assert set(found["best"]["hyperparameters"]) == tuned
     manifest = load_manifest(paths.model)
     verify_files(paths.model, manifest)
     assert {name: manifest.hyperparameters[name] for name in tuned} == pytest.approx(found["best"]["hyperparameters"])
+    assert {"report.html", "report.json", "doctor.json"} <= {path.name for path in paths.output_data.iterdir()}
 
 
 def test_tune_refuses_what_train_would(paths: SageMakerPaths) -> None:

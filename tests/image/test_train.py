@@ -152,6 +152,16 @@ def test_a3_32_sigterm_saves_a_valid_artifact(engine: Engine, tree: SageMakerPat
     verify_files(tree.model, load_manifest(tree.model))
 
 
+def test_dockers_64_mb_of_shared_memory_are_warned_of_and_made_do_with(engine: Engine, tree: SageMakerPaths) -> None:
+    """A loader process that fills /dev/shm dies of SIGBUS; batches of 32 photos of 224 pixels leave room for some."""
+    words = [*QUICK, "--image-size", "224", "--batch-size", "32", "--workers", "6"]
+    result = engine.run("train", *words, options=mounted(tree))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.search(
+        r"warning: /dev/shm has 6[0-9] MB free, which is room for 3 of 6 loader processes; .* --shm-size", result.stdout
+    ), result.stdout
+
+
 def handles_sigterm(container: Container) -> bool:
     """As PID 1 a process ignores the signals that it does not handle; Linux shows the handled ones as a mask."""
     mask = re.search(r"SigCgt:\s*([0-9a-f]+)", container.exec("cat", "/proc/1/status").stdout)

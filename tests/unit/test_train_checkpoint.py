@@ -17,12 +17,17 @@ from train.channels import Channels, list_photos, split_validation
 from train.checkpoint import Checkpoint, discard_staged, load_newest, save_checkpoint
 from train.config import TrainConfig
 from train.distributed import ALONE
-from train.job import Job, setting_of
+from train.graph import resnet_graph
+from train.job import Job
 from train.loop import Trainer
 from train.model import build_resnet
 from train.outcome import Epoch, Outcome
+from train.quantization import answers, quantize
+from train.results import Results
+from train.run import setting_of
+from train.saving import answer, prove_int8
 from train.sets import JobSets
-from train.stop import STOP
+from train.stop import STOP, Stopped
 
 CONFIG = TrainConfig(
     architecture="resnet18",
@@ -110,6 +115,42 @@ def test_a_job_that_had_ended_goes_straight_to_its_result(tmp_path: Path) -> Non
     again, resumed = run(work)
     assert resumed
     assert_same(first, again)
+    assert first.found is not None
+    assert again.found is not None
+    assert (first.found.logits == again.found.logits).all()
+
+
+def test_what_is_answered_for_a_part_of_the_photos_is_no_figure(tmp_path: Path) -> None:
+    """A job that is stopped while it tests, or while it proves int8, saves what it has until then."""
+    work = job(tmp_path)
+    model = build_resnet("resnet18", 3)
+    epoch = Epoch(1, 1.0, 0.5, 1.0, 0.5, 1.0, 1.0)
+    found = work.validate(model)
+    sets = dataclasses.replace(work.sets.photos, test=work.sets.photos.validation)
+    work = dataclasses.replace(work, sets=JobSets(photos=sets, world=ALONE))
+    begun = Results(outcome=Outcome(best=epoch, found=found), photos=work.sets.answered("validation"))
+    whole = answer(model, begun, work)
+    assert whole.test is not None
+    STOP.signal = signal.SIGTERM
+    stopped = answer(model, begun, work)
+    assert (stopped.test, stopped.validation) == (None, found)
+    assert prove_int8(b"", work, whole) == whole
+    photos = work.sets.photos.training
+    network = resnet_graph(model, image_size=32).SerializeToString()
+    for slow in (answers, quantize):
+        with pytest.raises(Stopped):
+            slow(network, photos, work.spec)
+
+
+def test_a_gradual_job_keeps_its_head_before_all_layers_learn(tmp_path: Path) -> None:
+    work = job(tmp_path)
+    trainer = Trainer(build_resnet("resnet18", 3), setting_of(work, torch.ones(3)))
+    head = build_resnet("resnet18", 3)
+    trainer.start_from(Epoch(0, 1.0, 0.5, 1.0, 0.5, 1.0, 1.0), head.state_dict(), work.validate(head))
+    again = Trainer(build_resnet("resnet18", 3), setting_of(work, torch.ones(3)))
+    assert again.resume()
+    assert torch.equal(again.model.state_dict()["fc.weight"], head.fc.weight)
+    assert (again.epoch, again.outcome.steps) == (1, 0)
 
 
 def test_a_truncated_checkpoint_falls_back_to_the_one_before(

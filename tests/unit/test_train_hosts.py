@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
+import socket
 import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-from container.errors import ConfigError, TrainingError
+from container.errors import ConfigError, TrainingError, UserError
 from tests.support import free_port, wait_until
+from train.casualty import Casualty, leave_word
 from train.config import TrainConfig
 from train.data import TrainingBatches
 from train.distributed import World
 from train.hostlink import HostLink, meet
-from train.launch import first_failure, report_failure
+from train.launch import failure_of
 from train.model import build_resnet
 from train.recipe import MovingAverage, build_optimizer, class_weights
 from train.topology import Topology, network_environment
@@ -128,12 +132,34 @@ def links(found: dict[str, HostLink | TrainingError]) -> list[HostLink]:
 def test_a_failure_reaches_every_host() -> None:
     found = links(together(HOSTS))
     last = next(link for link in found if link.current == HOSTS[2])
-    last.fail("rank 2 ran out of luck")
+    luck = Casualty(message="rank 2 ran out of luck", time=5.0)
+    assert last.settle(luck) == luck
     others = [link for link in found if link is not last]
     for link in others:
-        assert wait_until(lambda link=link: link.failure, timeout_s=5, what="the message") == "rank 2 ran out of luck"  # type: ignore[misc]
+        assert wait_until(lambda link=link: link.failure, timeout_s=5, what="the message") == luck  # type: ignore[misc]
     for link in found:
         link.close()
+
+
+def test_the_blame_is_not_put_on_those_who_fail_in_the_wake_of_another() -> None:
+    """Whose word is read first does not matter, nor that a process lost its peer before that one wrote its own."""
+    found = links(together(HOSTS))
+    wake = Casualty(message="RuntimeError: connection closed by peer", time=1.0, wake=True)
+    cause = Casualty(message="the disk is full", time=2.0)
+    own = {HOSTS[0]: wake, HOSTS[1]: cause, HOSTS[2]: wake}
+    blamed: dict[str, Casualty | None] = {}
+
+    def settle(link: HostLink) -> None:
+        blamed[link.current] = link.settle(own[link.current])
+
+    threads = [threading.Thread(target=settle, args=(link,)) for link in found]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    for link in found:
+        link.close()
+    assert blamed == dict.fromkeys(HOSTS, cause)
 
 
 def test_a_host_that_vanishes_is_named() -> None:
@@ -142,7 +168,8 @@ def test_a_host_that_vanishes_is_named() -> None:
     for connection in vanished._peers.values():
         connection.shutdown(2)
     leader = next(link for link in found if link.current == HOSTS[0])
-    assert "host 127.0.0.2 ended without a word" in wait_until(lambda: leader.failure, timeout_s=5, what="the message")
+    failure = wait_until(lambda: leader.failure, timeout_s=5, what="the message")
+    assert "host 127.0.0.2 ended without a word" in failure.message
     for link in found:
         link.close()
 
@@ -154,7 +181,7 @@ def test_a5_50_missing_hosts_are_named_to_those_that_came() -> None:
 
 def test_hosts_that_finish_do_not_fail_each_other() -> None:
     found = links(together(HOSTS))
-    threads = [threading.Thread(target=link.finish, kwargs={"timeout_s": 5}) for link in found]
+    threads = [threading.Thread(target=link.settle, args=(None,)) for link in found]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -164,9 +191,61 @@ def test_hosts_that_finish_do_not_fail_each_other() -> None:
     assert [link.failure for link in found] == [None] * 3
 
 
+def test_what_calls_the_leader_without_being_a_host_is_sent_away() -> None:
+    port, found = free_port(), list[HostLink]()
+    topology = Topology(hosts=HOSTS[:2], current=HOSTS[0], processes=1)
+    leader = threading.Thread(target=lambda: found.append(meet(topology, wait_s=30, port=port)))
+    leader.start()
+    for word in (b"GET / HTTP/1.1\r\n\r\n", b'{"host": "127.0.0.9"}\n', b"[1]\n", b"x" * 9000):
+        with wait_until(lambda: connected(port), timeout_s=10, what="the leader") as stranger:
+            stranger.sendall(word)
+            stranger.settimeout(20)
+            with contextlib.suppress(ConnectionResetError):
+                assert stranger.recv(1) == b""
+    found.append(meet(Topology(hosts=HOSTS[:2], current=HOSTS[1], processes=1), wait_s=30, port=port))
+    leader.join(timeout=30)
+    assert len(found) == 2
+    for link in found:
+        link.close()
+
+
+def connected(port: int) -> socket.socket | None:
+    try:
+        return socket.create_connection(("127.0.0.1", port), timeout=5)
+    except OSError:
+        return None
+
+
+def test_two_trainings_in_one_network_are_a_sentence() -> None:
+    with socket.create_server(("", 0)) as taken:
+        topology = Topology(hosts=HOSTS[:2], current=HOSTS[0], processes=1)
+        with pytest.raises(TrainingError, match=r"port \d+, at which hosts meet, cannot be opened"):
+            meet(topology, wait_s=5, port=taken.getsockname()[1])
+
+
 def test_the_first_failure_is_the_one_that_counts(tmp_path: Path) -> None:
-    report_failure(tmp_path, 1, ConfigError("a mistake"))
-    report_failure(tmp_path, 0, RuntimeError("connection closed by peer"))
-    found = first_failure(tmp_path, 1)
-    assert str(found) == "a mistake"
-    assert "without a word" in str(first_failure(tmp_path / "none", -9))
+    lost = RuntimeError("connection closed by peer")
+    leave_word(tmp_path, 0, Casualty.of(lost, place="rank 0"))
+    leave_word(tmp_path, 1, Casualty.of(ConfigError("a mistake"), place="rank 1"))
+    leave_word(tmp_path, 2, Casualty.of(ValueError("later"), place="rank 2"))
+    assert isinstance(failure_of(tmp_path, 1).error(), UserError)
+    assert failure_of(tmp_path, 1).message == "a mistake"
+
+
+def test_a_process_that_was_killed_is_named_rather_than_those_that_missed_it(tmp_path: Path) -> None:
+    lost = Casualty.of(RuntimeError("connection closed by peer"), place="rank 0, host a")
+    for rank in (0, 1):
+        (tmp_path / f"pid-{rank}").touch()
+    leave_word(tmp_path, 0, lost)
+    assert "the training process of rank 1 ended without a word" in failure_of(tmp_path, 1).message
+    leave_word(tmp_path, 1, dataclasses.replace(lost, time=lost.time + 1))
+    assert failure_of(tmp_path, 1).message == "RuntimeError: connection closed by peer (rank 0, host a)"
+
+
+@pytest.mark.parametrize("devices", [[], ["uverbs0"]])
+def test_a5_48_efa_is_asked_for_only_where_it_is(tmp_path: Path, devices: list[str]) -> None:
+    for name in devices:
+        (tmp_path / name).touch()
+    topology = Topology(hosts=HOSTS, current=HOSTS[0], interface="lo", processes=1)
+    env = network_environment(topology, devices=tmp_path)
+    assert env.get("FI_PROVIDER") == ("efa" if devices else None)
