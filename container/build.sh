@@ -28,25 +28,32 @@ check_lock() {
 
 check_room() {
     root=$("$ENGINE" info --format '{{.DockerRootDir}}' 2>/dev/null || "$ENGINE" info --format '{{.Store.GraphRoot}}')
+    say "a first build downloads about 3.5 GB and needs $NEEDED_GB GB in $root, of which the image keeps 7 (TORCH=cpu: less)"
     [ -d "$root" ] || return 0 # the engine runs on another machine
     free_gb=$(df -Pk "$root" | awk 'NR == 2 { print int($4 / 1048576) }')
-    say "a first build downloads about 3.5 GB and needs $NEEDED_GB GB in $root ($free_gb GB are free); the image keeps 7 GB"
     if [ "$free_gb" -lt "$NEEDED_GB" ] && ! have_image "$IMAGE" && ! have_image kennel:latest; then
         fail "not enough room in $root: $free_gb GB free, $NEEDED_GB GB needed; free some, or move the engine's folder"
     fi
 }
 
-# Where no registry answers, Debian's own packages make the same base under the same name.
 ensure_base() {
     have_image "$BASE" && return 0
-    "$ENGINE" pull "$BASE" >&2 && return 0
+    "$ENGINE" pull ${PLATFORM:+--platform "$PLATFORM"} "$BASE" >&2 && return 0
     [ "$BASE" = debian:bookworm-slim ] || fail "the base image $BASE cannot be pulled"
-    [ "$(id -u)" -eq 0 ] || fail "$BASE cannot be pulled, and making it from Debian's packages takes root"
-    command -v debootstrap >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends debootstrap; } >/dev/null
+    { [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; } || fail "$BASE cannot be pulled, and making it from Debian's packages takes root on Debian or Ubuntu"
+    here=linux/$(dpkg --print-architecture)
+    [ "${PLATFORM:-$here}" = "$here" ] || fail "$BASE cannot be pulled, and can be made from Debian's packages for $here alone"
+    make_base
+}
+
+# Where no registry answers, Debian's own packages make the same base under the same name.
+make_base() {
     say "no image registry answers: making $BASE from Debian's packages"
+    # Ubuntu's debootstrap comes without Debian's keys, and would then trust any mirror.
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends debootstrap debian-archive-keyring; } >/dev/null
     folder=$(mktemp -d)
     trap 'rm -rf "$folder"' EXIT
-    debootstrap --variant=minbase bookworm "$folder" >&2
+    debootstrap --force-check-gpg --variant=minbase bookworm "$folder" >&2
     mirror=$(awk '$1 == "deb" { print $2; exit }' "$folder/etc/apt/sources.list")
     cat > "$folder/etc/apt/sources.list" <<EOF
 deb $mirror bookworm main

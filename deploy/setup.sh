@@ -3,8 +3,7 @@
 #
 #   deploy/setup.sh FOLDER REQUIREMENTS
 #
-# Python 3.11 is found on PATH, else comes from the distribution (root on Debian 12), else from uv, whose installer
-# needs only curl. Without a C compiler sagemaker-training, which is built from source, is left out, and said so.
+# Python 3.11 is found on PATH, else comes from the distribution (root on Debian 12), else from uv. Without a C compiler sagemaker-training, which is built from source, is left out, and said so.
 set -eu
 folder=$1
 requirements=$2
@@ -26,17 +25,29 @@ find_python() {
 }
 
 install_python() {
-    if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+    if is_root_on_debian; then
         say "installing Python 3.11 from the distribution"
-        { apt-get update -qq && apt-get install -y -qq --no-install-recommends python3.11 python3.11-venv; } >/dev/null || true
-        find_python && return 0
+        apt-get update -qq >/dev/null
+        if install_packages python3.11 python3.11-venv; then find_python && return 0; fi
     fi
     say "no Python 3.11 from the distribution: installing it with uv"
-    command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | env UV_INSTALL_DIR="$PWD/.uv" sh >&2
+    command -v uv >/dev/null || install_uv
     PATH="$PWD/.uv:$PATH"
     uv python install 3.11 >&2
     uv python find 3.11
 }
+
+install_uv() {
+    if ! command -v curl >/dev/null; then
+        is_root_on_debian || { say "uv's installer needs curl: install curl, or Python 3.11, and run this again"; exit 1; }
+        install_packages curl ca-certificates
+    fi
+    curl -LsSf https://astral.sh/uv/install.sh | env UV_INSTALL_DIR="$PWD/.uv" sh >&2
+}
+
+is_root_on_debian() { [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; }
+
+install_packages() { apt-get install -y -qq --no-install-recommends "$@" >/dev/null 2>&1; }
 
 # The lock without one package: its block runs from its name to the next line that starts with a name.
 without_toolkit() { awk '/^[^ ]/ { keep = !/^sagemaker-training==/ } keep' "$1"; }

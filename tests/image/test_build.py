@@ -32,6 +32,25 @@ def test_what_engine_is_asked_for_must_be_known() -> None:
     assert "usage" in result.stderr
 
 
+@pytest.mark.skipif(shutil.which("podman") is not None, reason="Podman answers to everybody")
+def test_who_may_neither_start_nor_install_an_engine_is_told_what_to_do() -> None:
+    with (ROOT / "container/engine.sh").open() as script:
+        result = subprocess.run(
+            ["sh", "-s", "ensure"],
+            stdin=script,
+            env=os.environ | {"DOCKER_HOST": "unix:///nonexistent/docker.sock"},
+            user=65534 if os.getuid() == 0 else None,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd="/",
+        )
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert "start" in result.stderr
+    assert len(result.stderr.splitlines()) <= 2
+
+
 @pytest.mark.image
 def test_the_engine_that_is_found_answers(engine: Engine) -> None:
     assert engine("info").returncode == 0
