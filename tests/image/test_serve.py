@@ -8,10 +8,12 @@ import select
 import shutil
 import socket
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
 from tests.containers import Engine, Server, serving
 from tests.support import encoded, free_port, odd_photos, picture, wait_until
@@ -35,24 +37,27 @@ def test_every_kind_of_photo_is_answered(server: Server, name: str) -> None:
     assert prediction["model"]["architecture"] == "resnet18"
 
 
-def test_real_photos_are_answered(server: Server, real_photos: Path) -> None:
-    photos = sorted(real_photos.rglob("*.jpg"))[:10]
-    assert photos
+def test_sample_photos_are_answered(server: Server) -> None:
+    photos = sorted(Path(str(resources.files("sklearn.datasets.images"))).glob("*.jpg"))
+    assert len(photos) == 2
     for photo in photos:
         assert server.post(photo.read_bytes(), "image/jpeg").status_code == 200, photo
 
 
 def test_a6_61_the_callers_mistakes_are_4xx_with_a_sentence(server: Server) -> None:
     cases = {
-        400: server.post(b"no photo"),
-        406: server.post(encoded(picture()), Accept="audio/ogg"),
-        413: server.post(b"\0" * (25 * 1024**2 + 1)),
-        415: server.post(b"a=b", "application/x-www-form-urlencoded"),
-        404: httpx.get(f"{server.url}/nowhere"),
-        405: httpx.get(f"{server.url}/invocations"),
+        "no photo": (400, server.post(b"no photo")),
+        "no JSON": (400, server.post(b'{"instances": [', "application/json")),
+        "unknown path": (404, httpx.get(f"{server.url}/nowhere")),
+        "wrong method": (405, httpx.get(f"{server.url}/invocations")),
+        "Accept": (406, server.post(encoded(picture()), Accept="audio/ogg")),
+        "too large": (413, server.post(b"\0" * (25 * 1024**2 + 1))),
+        "form": (415, server.post(b"a=b", "application/x-www-form-urlencoded")),
+        "multipart": (415, server.post(b"--x--", "multipart/form-data; boundary=x")),
+        "bomb": (422, server.post(encoded(Image.new("1", (16_000, 16_000))))),
     }
-    for status, answer in cases.items():
-        assert answer.status_code == status
+    for name, (status, answer) in cases.items():
+        assert answer.status_code == status, name
         error = answer.json()["error"]
         assert error["message"]
         assert error["code"]
@@ -166,6 +171,20 @@ def test_a_broken_artifact_ends_the_container_with_a_sentence(
         logs = server.container.logs()
         assert "model.onnx" in logs
         assert "Traceback" not in logs
+
+
+def test_an_artifact_that_may_not_be_read_ends_the_container_with_a_sentence(
+    engine: Engine, artifact: Path, tmp_path: Path
+) -> None:
+    """Training as root, with a umask of 077, and serving as somebody else."""
+    model = tmp_path / "model"
+    shutil.copytree(artifact, model)
+    (model / "model.onnx").chmod(0o600)
+    with serving(engine, model, options=("--user", "65534:65534"), ready=False) as server:
+        assert server.container.wait(timeout_s=30) != 0
+        logs = server.container.logs()
+    assert "model.onnx cannot be read (Permission denied) by user 65534" in logs
+    assert "Traceback" not in logs
 
 
 def test_an_artifact_with_programs_in_it_runs_none_of_them(engine: Engine, artifact: Path, tmp_path: Path) -> None:

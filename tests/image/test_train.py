@@ -13,7 +13,7 @@ import pytest
 
 from container.artifact import load_manifest, verify_files
 from container.contract import FAILURE_MAX_CHARS, VALIDATION_ACCURACY, SageMakerPaths, metric_definitions
-from tests.containers import Container, Engine
+from tests.containers import Container, Engine, serving
 from tests.image.conftest import QUICK
 from tests.support import wait_until
 
@@ -131,17 +131,45 @@ def test_pretrained_weights_that_cannot_be_had_name_the_three_ways(engine: Engin
     assert all(way in failure for way in ("pretrained", "channel", "image", "download")), failure
 
 
+def test_real_photos_are_trained_on_and_the_result_is_served(engine: Engine, real_photos: Path, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    options = ("--volume", f"{real_photos}:/opt/ml/input/data/training:ro", "--volume", f"{tmp_path}:/opt/ml/model")
+    words = ("--architecture", "resnet18", "--pretrained", "false", "--image-size", "64", "--epochs", "1")
+    result = engine.run("train", *words, options=options)
+    assert result.returncode == 0, result.stdout + result.stderr
+    classes = load_manifest(tmp_path).class_names
+    photos = sorted(path for path in real_photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))[::40]
+    assert photos
+    with serving(engine, tmp_path) as server:
+        for photo in photos:
+            answer = server.post(photo.read_bytes(), "image/jpeg")
+            assert answer.status_code == 200, photo
+            assert answer.json()["label"] in classes
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_trained(
+    engine: Engine, tree: SageMakerPaths
+) -> None:
+    result = engine.run("train", *QUICK, options=mounted(tree, "--volume", f"{tree.model}:/opt/ml/model:ro"))
+    assert result.returncode == 1
+    assert tree.failure.read_text().startswith("/opt/ml/model cannot be written to (Read-only file system)")
+    assert "epoch 1" not in result.stdout
+
+
 def test_a1_9_any_user_can_train_with_a_read_only_root(engine: Engine, tree: SageMakerPaths) -> None:
+    """And with input that is read-only as a whole, though two files of its configuration are missing."""
+    tree.hyperparameters.write_text(json.dumps({"report": "false"}))
     for folder in (tree.model, tree.output, tree.output_data, tree.checkpoints):
         folder.chmod(0o777)
     mounts = [
-        *("--volume", f"{tree.channel('training')}:/opt/ml/input/data/training:ro"),
+        *("--volume", f"{tree.input}:/opt/ml/input:ro"),
         *("--volume", f"{tree.model}:/opt/ml/model", "--volume", f"{tree.output}:/opt/ml/output"),
         *("--user", "65534:65534", "--read-only", "--tmpfs", "/tmp"),
     ]
     result = engine.run("train", *QUICK, options=mounts)
     assert result.returncode == 0, result.stdout + result.stderr
     verify_files(tree.model, load_manifest(tree.model))
+    assert load_manifest(tree.model).hyperparameters["report"] is False
 
 
 def test_a3_32_sigterm_saves_a_valid_artifact(engine: Engine, tree: SageMakerPaths) -> None:
