@@ -3,7 +3,8 @@
 #
 #   deploy/setup.sh FOLDER REQUIREMENTS
 #
-# Python 3.11 is found on PATH, else comes from the distribution (root on Debian 12), else from uv. Without a C compiler sagemaker-training, which is built from source, is left out, and said so.
+# Python 3.11 is found on PATH, else comes from the distribution (root on Debian 12), else from uv. Without a C compiler
+# and Python's headers sagemaker-training, which is built from source, is left out, and said so.
 set -eu
 folder=$1
 requirements=$2
@@ -49,6 +50,11 @@ is_root_on_debian() { [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; }
 
 install_packages() { apt-get install -y -qq --no-install-recommends "$@" >/dev/null 2>&1; }
 
+can_compile() {
+    headers=$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+    echo '#include <Python.h>' | cc -I "$headers" -fsyntax-only -x c - 2>/dev/null
+}
+
 # The lock without one package: its block runs from its name to the next line that starts with a name.
 without_toolkit() { awk '/^[^ ]/ { keep = !/^sagemaker-training==/ } keep' "$1"; }
 
@@ -56,8 +62,8 @@ if [ ! -x "$folder/bin/python" ] || ! is_usable "$folder/bin/python"; then
     python=$(find_python || install_python)
     "$python" -m venv "$folder"
 fi
-if ! command -v cc >/dev/null && grep -q '^sagemaker-training==' "$requirements"; then
-    say "there is no C compiler: sagemaker-training is left out, and our training entry is called directly"
+if grep -q '^sagemaker-training==' "$requirements" && ! can_compile; then
+    say "there is no C compiler, or Python's headers are missing: sagemaker-training is left out, and our training entry is called directly"
     mkdir -p "$folder/share"
     without_toolkit "$requirements" > "$folder/share/requirements.txt"
     requirements=$folder/share/requirements.txt
