@@ -176,6 +176,30 @@ def test_stopped_while_int8_is_judged_float32_is_left(paths: SageMakerPaths) -> 
     assert load_manifest(paths.model).precision == "float32"
 
 
+def test_stopped_while_it_is_tested_no_figure_of_some_photos_is_given(paths: SageMakerPaths) -> None:
+    write_digits(paths.channel("test"), per_class=12, skip=30)
+    program = textwrap.dedent(
+        """
+        import os, signal
+        import train.job
+
+        def predict(model, loader, *arguments, predict=train.job.predict, **settings):
+            if len(loader.dataset) == 36:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return predict(model, loader, *arguments, **settings)
+
+        train.job.predict = predict
+        from train.__main__ import run
+        run()
+        """
+    )
+    code, output = run_train(paths.base, *arguments(SMALL), program=("-c", program))
+    assert_succeeded(paths, code, output)
+    assert "SIGTERM received" in output
+    assert "test:accuracy" not in output
+    assert "test:accuracy" not in load_manifest(paths.model).metrics
+
+
 @pytest.mark.parametrize("missing", ["hyperparameters.json", "inputdataconfig.json", "resourceconfig.json"])
 def test_a_missing_file_of_the_configuration_has_its_default(paths: SageMakerPaths, missing: str) -> None:
     write_config(paths, SMALL, ["training"])
