@@ -136,7 +136,7 @@ def test_a_signal_does_not_take_the_reason_of_a_failure_away(paths: SageMakerPat
         """
         import os, signal
         import train.entrypoint
-        import train.job
+        import train.run
 
         def crash(*_):
             raise ValueError("no such thing")
@@ -145,7 +145,7 @@ def test_a_signal_does_not_take_the_reason_of_a_failure_away(paths: SageMakerPat
             os.kill(os.getpid(), signal.SIGTERM)
             return text(error)
 
-        train.job.run_job = crash
+        train.run.run_job = crash
         train.entrypoint.failure_text = text_of
         from train.__main__ import run
         run()
@@ -160,13 +160,13 @@ def test_stopped_while_int8_is_judged_float32_is_left(paths: SageMakerPaths) -> 
     program = textwrap.dedent(
         """
         import os, signal
-        import train.job
+        import train.saving
 
-        def judged(*arguments, quantize=train.job.quantize):
+        def judged(*arguments, quantize=train.saving.quantize):
             os.kill(os.getpid(), signal.SIGTERM)
             return quantize(*arguments)
 
-        train.job.quantize = judged
+        train.saving.quantize = judged
         from train.__main__ import run
         run()
         """
