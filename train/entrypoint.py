@@ -90,6 +90,12 @@ def _prepare(paths: SageMakerPaths) -> None:
             raise UserError(
                 f"{folder} cannot be written to ({error.strerror}); mount a folder there that this user may write"
             ) from error
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise UserError(
+            "no temporary folder can be written to; beside a read-only root, mount one with --tmpfs /tmp"
+        ) from error
     paths.failure.unlink(missing_ok=True)
     (paths.output / "success").unlink(missing_ok=True)
 

@@ -82,6 +82,14 @@ def test_it_serves_where_it_may_write_nowhere_but_tmp(engine: Engine, artifact: 
         assert server.container.stop() == 0
 
 
+def test_without_any_folder_to_write_to_it_ends_with_a_sentence(engine: Engine, artifact: Path) -> None:
+    with serving(engine, artifact, options=("--read-only",), ready=False) as server:
+        assert server.container.wait(timeout_s=30) == 1
+        logs = server.container.logs()
+    assert "serve: no temporary folder can be written to" in logs
+    assert "Traceback" not in logs
+
+
 def test_it_serves_without_any_network(engine: Engine, artifact: Path) -> None:
     call = (
         "import urllib.request as u; "

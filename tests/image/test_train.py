@@ -156,6 +156,13 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_is_trained(
     assert "epoch 1" not in result.stdout
 
 
+def test_a_read_only_root_without_tmp_is_one_sentence(engine: Engine, tree: SageMakerPaths) -> None:
+    result = engine.run("train", *QUICK, options=mounted(tree, "--read-only"))
+    assert result.returncode == 1
+    assert tree.failure.read_text().startswith("no temporary folder can be written to")
+    assert "Traceback" not in result.stdout + result.stderr
+
+
 def test_a1_9_any_user_can_train_with_a_read_only_root(engine: Engine, tree: SageMakerPaths) -> None:
     """And with input that is read-only as a whole, though two files of its configuration are missing."""
     tree.hyperparameters.write_text(json.dumps({"report": "false"}))
