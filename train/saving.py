@@ -20,7 +20,7 @@ from container.errors import TrainingError
 from container.preprocessing import Float32Array, Preprocessing, preprocess
 from train.calibration import calibrate
 from train.channels import Photo
-from train.export import build_network, write_artifact
+from train.export import build_network, versions, write_artifact
 from train.job import Job
 from train.outcome import Outcome
 from train.predictions import Predictions, joined
@@ -149,6 +149,7 @@ def write_report_of(model: ResNet, job: Job, results: Results, network: bytes) -
         config=job.config,
         class_names=job.sets.class_names,
         seconds=job.timeline.seconds,
+        run={"strategy": job.config.plan, "processes": job.world.size, "device": job.world.device.type, **versions()},
     )
     if figures is None:
         return
