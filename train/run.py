@@ -82,6 +82,8 @@ def train_network(model: ResNet, job: Job) -> Outcome:
     if job.checkpoints and job.world.leads:
         discard_staged(job.checkpoints)
     if job.config.plan == "head":
+        if job.config.profile:
+            job.world.say("warning: profile=true traces steps of all layers, and strategy=head has none")
         training, validation = features_of(model, job)
         with job.timeline.phase("fitting the head"):
             return fit_head(model, training, validation, job.config, weights=weights, world=job.world)
