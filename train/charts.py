@@ -87,7 +87,7 @@ def _line(name: str, index: int, x: Sequence[int], values: Sequence[float], high
 def confusion_chart(names: Sequence[str], counts: npt.NDArray[np.int64]) -> str:
     """Shares of each row as shades; right answers green, wrong ones red."""
     size = len(names)
-    cell = max(4, min(64, 620 // size))
+    cell = max(4, min(56, 560 // size))
     margin = 16 + round(6.4 * min(18, max(map(len, names)))) if size <= _NAMED_CLASSES else 8
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     cells = [

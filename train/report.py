@@ -68,7 +68,8 @@ def _data_uri(photo: Image.Image) -> str:
 def page(figures: Figures, camera: Camera) -> str:
     """The whole page, without a reference to anything outside it."""
     title = f"{figures.config['architecture']}, {len(figures.class_names)} classes"
-    lead = f"strategy {figures.run['strategy']}, best of {len(figures.epochs)} epoch(s): {figures.best}"
+    kept = f"epoch {figures.best} of {figures.epochs[-1]['number']}" if figures.best else "the head alone"
+    lead = f"strategy {figures.run['strategy']}; the weights are those of {kept}"
     sections = [
         _headline(figures),
         _section("Training", _curves(figures)),
@@ -138,7 +139,7 @@ def _pairs(figures: Figures, camera: Camera) -> str:
         return "<p>No photo of validation was taken for another class.</p>"
     rows = []
     for truth, label, answers in figures.pairs:
-        names = f"<b>{escape(figures.class_names[truth])}</b> taken for <b>{escape(figures.class_names[label])}</b>"
+        names = f"<b>{escape(figures.class_names[truth])}</b> taken for <b>{escape(figures.class_names[label])}</b>,"
         shown = "".join(_picture(camera.thumbnail(answer.path), answer.path.name) for answer in answers[:4])
         times = "once" if len(answers) == 1 else f"{len(answers)} times"
         rows.append(f"<div class=pair><p>{names} {times}</p><div class=photos>{shown}</div></div>")
