@@ -151,7 +151,8 @@ def reliability_chart(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def time_chart(seconds: Mapping[str, float]) -> str:
-    """One bar, cut by phase, and a legend with the seconds."""
+    """One bar, cut by phase, and a legend with the seconds; phases that took none are left out."""
+    seconds = {name: value for name, value in seconds.items() if value >= 0.05}
     total = sum(seconds.values()) or 1.0
     parts = "".join(
         f'<i class="p{index % 6}" style="width:{value / total:.2%}" title="{escape(name)}"></i>'
