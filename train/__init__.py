@@ -1,1 +1,11 @@
-"""Training: channels of photos -> an artifact in the model folder."""
+"""Writes an artifact from folders of photos.
+
+To read it, begin with `run`, the straight line of a job, and follow its names:
+
+* photos: `channels`, `sets`, `doctor`, `data`, `workers`
+* learning: `model`, `features`, `head`, `loop`, `recipe`, `checkpoint`, `outcome`, `predictions`
+* what is kept: `saving`, `graph`, `export`, `quantization`, `calibration`, `results`; `report`, `figures`, `charts`
+* the process: `entrypoint`, `config`, `hyperparameters`, `toolkit` (SageMaker's), `stop`, `failure`
+* many processes and hosts: `topology`, `launch`, `worker`, `hostlink`, `casualty`, `distributed`
+* programs beside it: `doctor_program`, `tune`, `import_weights`
+"""

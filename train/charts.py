@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, Final
@@ -20,17 +21,41 @@ _NUMBERED_CLASSES: Final = 15
 _NAMED_CLASSES: Final = 40
 
 
-def line_chart(title: str, x: Sequence[int], series: Mapping[str, Sequence[float]], *, top: float | None = None) -> str:
-    """Lines over epochs, from zero to `top` or the highest value."""
-    values = [value for line in series.values() for value in line]
-    high = top or max([*values, 1e-9]) * 1.05
-    marks = [_y_mark(high * share, high) for share in (0, 0.25, 0.5, 0.75, 1)]
+def line_chart(
+    title: str,
+    x: Sequence[int],
+    series: Mapping[str, Sequence[float]],
+    *,
+    top: float | None = None,
+    marked: int | None = None,
+) -> str:
+    """Lines over epochs, from zero to `top` or a round number above the highest value; `marked` is an epoch."""
+    step = top / 4 if top else _round_step(max(value for line in series.values() for value in line))
+    high = top or step * math.ceil(max(value for line in series.values() for value in line) / step - 1e-9)
+    marks = [_y_mark(step * number, high) for number in range(round(high / step) + 1)]
     lines = [_line(name, index, x, line, high) for index, (name, line) in enumerate(series.items())]
-    labels = f'<text x="{_x(x[0], x)}" y="{_HEIGHT - 8}">{x[0]}</text>' + (
-        f'<text x="{_x(x[-1], x)}" y="{_HEIGHT - 8}" text-anchor="end">{x[-1]}</text>' if len(x) > 1 else ""
-    )
     head = f'<text class="title" x="4" y="14">{escape(title)}</text>'
-    return _svg(_WIDTH, _HEIGHT, head + "".join(marks + lines) + labels)
+    return _svg(_WIDTH, _HEIGHT, head + "".join(marks) + _epoch_marks(x, marked) + "".join(lines))
+
+
+def _round_step(highest: float) -> float:
+    """A distance of 1, 2 or 5 times a power of ten, of which three to five reach from zero to the highest value."""
+    raw = max(highest, 1e-9) / 5
+    power = 10.0 ** math.floor(math.log10(raw))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
+
+
+def _epoch_marks(x: Sequence[int], marked: int | None) -> str:
+    step = max(1, round(_round_step(x[-1] - x[0])))
+    shown = sorted({x[0], x[-1], *(n for n in x if n % step == 0 and min(n - x[0], x[-1] - n) >= step / 2)})
+    y = _HEIGHT - _BOTTOM + 16
+    labels = "".join(f'<text x="{_x(n, x)}" y="{y}" text-anchor="middle">{n}</text>' for n in shown)
+    name = f'<text x="{_LEFT - 6}" y="{y}" text-anchor="end">epoch</text>'
+    if marked is None or marked not in x:
+        return labels + name
+    place = _x(marked, x)
+    line = f'<line class="best" x1="{place}" x2="{place}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>'
+    return line + labels + name
 
 
 def _x(value: float, x: Sequence[int]) -> float:
@@ -46,7 +71,7 @@ def _y_mark(value: float, high: float) -> str:
     y = _y(value, high)
     return (
         f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>'
-        f'<text x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">{value:.3g}</text>'
+        f'<text x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">{value:.4g}</text>'
     )
 
 
@@ -62,7 +87,7 @@ def _line(name: str, index: int, x: Sequence[int], values: Sequence[float], high
 def confusion_chart(names: Sequence[str], counts: npt.NDArray[np.int64]) -> str:
     """Shares of each row as shades; right answers green, wrong ones red."""
     size = len(names)
-    cell = max(4, min(44, 620 // size))
+    cell = max(4, min(56, 560 // size))
     margin = 16 + round(6.4 * min(18, max(map(len, names)))) if size <= _NAMED_CLASSES else 8
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     cells = [
@@ -126,7 +151,8 @@ def reliability_chart(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def time_chart(seconds: Mapping[str, float]) -> str:
-    """One bar, cut by phase, and a legend with the seconds."""
+    """One bar, cut by phase, and a legend with the seconds; phases that took none are left out."""
+    seconds = {name: value for name, value in seconds.items() if value >= 0.05}
     total = sum(seconds.values()) or 1.0
     parts = "".join(
         f'<i class="p{index % 6}" style="width:{value / total:.2%}" title="{escape(name)}"></i>'

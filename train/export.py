@@ -64,7 +64,7 @@ def write_artifact(folder: Path, model: ResNet, networks: Networks, draft: Manif
     if int8 is not None:
         writers[INT8_NETWORK] = lambda path: path.write_bytes(int8)
     served, precision = (INT8_NETWORK, "int8") if networks.int8_ships else (NETWORK, "float32")
-    draft = replace(draft, network=served, precision=precision, versions=_versions())
+    draft = replace(draft, network=served, precision=precision, versions=versions())
     return save_artifact(folder, draft, writers)
 
 
@@ -98,11 +98,12 @@ def check_loadable(folder: Path) -> Manifest:
     return manifest
 
 
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """Of what the network was made with."""
+    found = {"python": platform.python_version()}
     for name in _VERSIONED:
         try:
-            versions[name] = importlib.metadata.version(name)
+            found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue  # Run from a checkout, the project itself is not installed.
-    return versions
+    return found

@@ -68,8 +68,10 @@ def extract(
     started = time.perf_counter()
     round_size = batch_size * _ROUND
     rounds = -(-max(world.gather(len(photos))) // round_size)
-    name = f"features-{shelf.role}-{_key(model, photos, spec, round_size=round_size, world=world)}"
-    found = world.from_first(_take(shelf, name) if world.leads else [])[:rounds]
+    name, found = "", list[list[Features]]()
+    if world.from_first(shelf.folder is not None):
+        name = f"features-{shelf.role}-{_key(model, photos, spec, round_size=round_size, world=world)}"
+        found = world.from_first(_take(shelf, name) if world.leads else [])[:rounds]
     kept = sum(len(part.labels) for parts in found for part in parts)
     batches = _batches(photos[len(found) * round_size :], spec, batch_size=batch_size, workers=workers)
     backbone = _backbone(model, spec, world)

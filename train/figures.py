@@ -43,6 +43,10 @@ class Figures:
     seconds: dict[str, float]
     answers: list[Answer]
     served: str
+    best: int  # the epoch whose weights are kept; 0 is the head alone
+    temperature: float
+    threshold: float | None
+    run: dict[str, Any]  # where and how it ran
 
     @property
     def mistakes(self) -> list[Answer]:
@@ -58,6 +62,20 @@ class Figures:
         order = np.argsort(-counts, axis=None, kind="stable")[:_PAIRS]
         places = [divmod(int(place), len(counts)) for place in order if counts.flat[place]]
         return [(truth, label, self._taken_for(truth, label)) for truth, label in places]
+
+    @property
+    def coverage(self) -> float:
+        """Share of the answers that are served as confident."""
+        return len(self._confident()) / len(self.answers)
+
+    @property
+    def confident_accuracy(self) -> float | None:
+        """Share of the confident answers that are right."""
+        confident = self._confident()
+        return sum(answer.label == answer.truth for answer in confident) / len(confident) if confident else None
+
+    def _confident(self) -> list[Answer]:
+        return [answer for answer in self.answers if self.threshold is None or answer.probability >= self.threshold]
 
     def _taken_for(self, truth: int, label: int) -> list[Answer]:
         return [answer for answer in self.answers if (answer.truth, answer.label) == (truth, label)]
@@ -82,6 +100,11 @@ class Figures:
 
         return {
             "served": self.served,
+            "best_epoch": self.best,
+            "temperature": self.temperature,
+            "confidence_threshold": self.threshold,
+            "confident": {"share": self.coverage, "accuracy": self.confident_accuracy},
+            "run": self.run,
             "metrics": self.metrics,
             "epochs": self.epochs,
             "class_names": list(self.class_names),
@@ -99,11 +122,16 @@ class Figures:
 
 
 def collect(
-    results: Results, *, config: TrainConfig, class_names: Sequence[str], seconds: dict[str, float]
+    results: Results,
+    *,
+    config: TrainConfig,
+    class_names: Sequence[str],
+    seconds: dict[str, float],
+    run: dict[str, Any],
 ) -> Figures | None:
     """Put the figures of validation together; None where training was stopped before the first."""
-    found = results.shipped
-    if found is None:
+    found, best = results.shipped, results.outcome.best
+    if found is None or best is None:
         return None
     temperature = results.calibration.temperature if results.calibration else 1.0
     probability = probabilities(found, temperature)
@@ -117,6 +145,10 @@ def collect(
         seconds=seconds,
         answers=_answers(found, probability, results.photos),
         served="int8" if results.int8_ships else "float32",
+        best=best.number,
+        temperature=temperature,
+        threshold=results.calibration.threshold if results.calibration else None,
+        run=run,
     )
 
 

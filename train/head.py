@@ -14,6 +14,7 @@ from torchvision.models.resnet import ResNet
 from train.config import TrainConfig
 from train.distributed import World
 from train.features import Features
+from train.model import HEAD
 from train.outcome import Epoch, Outcome
 from train.predictions import Predictions
 from train.progress import print_epoch
@@ -43,9 +44,11 @@ def fit_head(
         outcome.record(epoch, lambda: _whole(model, head), found)
         if world.leads:
             print_epoch(epoch, outcome, config=config)
-        if world.any(STOP.requested())[0] or (config.patience and outcome.epochs_since_best >= config.patience):
+        bored = bool(config.patience) and outcome.epochs_since_best >= config.patience
+        if any(world.any(STOP.requested(), bored)):
             break
     outcome.steps = fit.steps
+    outcome.state |= _first_head(outcome.state, world)
     return outcome
 
 
@@ -63,7 +66,9 @@ def warm_up_head(
     seconds = time.perf_counter() - started
     world.say(f"head alone: validation loss {found.loss:.4f}, accuracy {found.accuracy:.4f}; {seconds:.1f} s")
     rate = epochs * len(training.labels) / seconds
-    return Epoch(0, loss, accuracy, found.loss, found.accuracy, rate, seconds), _whole(model, head), found
+    state = _whole(model, head)
+    state |= _first_head(state, world)
+    return Epoch(0, loss, accuracy, found.loss, found.accuracy, rate, seconds), state, found
 
 
 class _HeadFit:
@@ -108,6 +113,11 @@ class _HeadFit:
 @torch.inference_mode()
 def answers(head: nn.Linear, features: Features) -> Predictions:
     return Predictions(head(features.values).numpy(), features.labels.numpy())
+
+
+def _first_head(state: dict[str, Tensor], world: World) -> dict[str, Tensor]:
+    """Rank 0's head for all: hosts with processors of different kinds may have rounded differently."""
+    return world.from_first({name: value for name, value in state.items() if name.startswith(HEAD)})
 
 
 def _whole(model: ResNet, head: nn.Linear) -> dict[str, Tensor]:

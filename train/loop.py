@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -74,6 +74,7 @@ class Trainer:
         self.bad_steps = 0
         self.last_checkpoint = time.monotonic()
         self.parallel = _parallel(model, self.world)
+        self.begun: Iterator[tuple[Tensor, Tensor]] | None = None
 
     # The run ------------------------------------------------------------------------------------------------
 
@@ -111,6 +112,8 @@ class Trainer:
         if self._stopping():
             return True
         seconds = time.perf_counter() - started
+        if self.epoch < self.setting.config.epochs:
+            self.begun = self._begin(self.epoch + 1, first_step=0)  # The loader works on while validation runs.
         found = self.setting.validate(self.ema.model)
         if self._stopping():
             return True
@@ -133,14 +136,16 @@ class Trainer:
     def _train_epoch(self) -> float:
         """Run the rest of the epoch's steps, or as many as the job has time for; return the seconds of waiting."""
         setting = self.setting
-        setting.batches.epoch, setting.batches.first_step = self.epoch, self.step_in_epoch
+        items = self.begun or self._begin(self.epoch, first_step=self.step_in_epoch)
+        self.begun = None
         self.parallel.train()
         if setting.batchnorm_frozen:
             freeze_batchnorm(self.model)
         clock = Clock()
         title = f"epoch {self.epoch}/{setting.config.epochs}"
         with steps_profiler(setting.profile if self.outcome.steps == 0 else None) as profiled:
-            for photos, labels in clock.waits(progress(setting.loader, title, shown=self.world.leads)):
+            steps = len(setting.batches)
+            for photos, labels in clock.waits(progress(items, title, total=steps, shown=self.world.leads)):
                 self._step(setting.normalise(photos), labels.to(self.world.device, non_blocking=True))
                 profiled()
                 STOP.hold()
@@ -151,6 +156,11 @@ class Trainer:
                 if due:
                     self.checkpoint()
         return clock.waited
+
+    def _begin(self, epoch: int, *, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        batches = self.setting.batches
+        batches.epoch, batches.first_step = epoch, first_step
+        return iter(self.setting.loader)
 
     def _step(self, photos: Tensor, labels: Tensor) -> None:
         batches, config = self.setting.batches, self.setting.config

@@ -16,7 +16,6 @@ from container import contract
 from container.contract import Metric
 from train.config import TrainConfig
 from train.outcome import Epoch, Outcome
-from train.predictions import Loader
 
 
 class Clock:
@@ -80,8 +79,12 @@ def report(metric: Metric, value: float) -> None:
     print(metric.line(value), flush=True)
 
 
-def progress(loader: Loader, title: str, *, shown: bool = True) -> Iterable[tuple[Tensor, Tensor]]:
+def progress(
+    items: Iterable[tuple[Tensor, Tensor]], title: str, *, total: int, shown: bool = True
+) -> Iterable[tuple[Tensor, Tensor]]:
     """A bar for a person at a terminal; logs get none, since a log keeps every one of its redraws."""
     hidden = not (shown and sys.stderr.isatty())
-    bar: Iterable[tuple[Tensor, Tensor]] = tqdm(loader, desc=title, unit="batch", leave=False, disable=hidden)
+    bar: Iterable[tuple[Tensor, Tensor]] = tqdm(
+        items, desc=title, total=total, unit="batch", leave=False, disable=hidden
+    )
     return bar

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, Final
@@ -68,6 +68,8 @@ def _data_uri(photo: Image.Image) -> str:
 def page(figures: Figures, camera: Camera) -> str:
     """The whole page, without a reference to anything outside it."""
     title = f"{figures.config['architecture']}, {len(figures.class_names)} classes"
+    kept = f"epoch {figures.best} of {figures.epochs[-1]['number']}" if figures.best else "the head alone"
+    lead = f"strategy {figures.run['strategy']}; the weights are those of {kept}"
     sections = [
         _headline(figures),
         _section("Training", _curves(figures)),
@@ -76,14 +78,14 @@ def page(figures: Figures, camera: Camera) -> str:
         _section("Surest mistakes", _mistakes(figures, camera)),
         _section("Can its probabilities be trusted?", _calibration(figures)),
         _section("Classes", _classes(figures)),
-        _section("Where time went", time_chart(figures.seconds)),
+        _section("Where time went", _time(figures)),
         _section("Configuration", _configuration(figures)),
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_STYLE.read_text(encoding='utf-8')}</style></head><body>"
-        f"<header><h1>{escape(title)}</h1></header><main>{''.join(sections)}</main></body></html>\n"
+        f"<header><h1>{escape(title)}</h1><p>{escape(lead)}</p></header><main>{''.join(sections)}</main></body></html>\n"
     )
 
 
@@ -118,9 +120,13 @@ def _curves(figures: Figures) -> str:
     def series(name: str) -> dict[str, list[float]]:
         return {kind: [entry[f"{kind}_{name}"] for entry in epochs] for kind in ("train", "validation")}
 
-    charts = [line_chart("loss", numbers, series("loss")), line_chart("accuracy", numbers, series("accuracy"), top=1.0)]
-    speed = {"images/s": [entry["images_per_second"] for entry in epochs]}
-    return f"<div class=charts>{''.join([*charts, line_chart('throughput', numbers, speed)])}</div>"
+    best, speed = figures.best, {"images/s": [entry["images_per_second"] for entry in epochs]}
+    charts = [
+        line_chart("loss", numbers, series("loss"), marked=best),
+        line_chart("accuracy", numbers, series("accuracy"), top=1.0, marked=best),
+        line_chart("throughput", numbers, speed),
+    ]
+    return f"<div class=charts>{''.join(charts)}</div>"
 
 
 def _confusion(figures: Figures) -> str:
@@ -133,9 +139,10 @@ def _pairs(figures: Figures, camera: Camera) -> str:
         return "<p>No photo of validation was taken for another class.</p>"
     rows = []
     for truth, label, answers in figures.pairs:
-        names = f"<b>{escape(figures.class_names[truth])}</b> taken for <b>{escape(figures.class_names[label])}</b>"
+        names = f"<b>{escape(figures.class_names[truth])}</b> taken for <b>{escape(figures.class_names[label])}</b>,"
         shown = "".join(_picture(camera.thumbnail(answer.path), answer.path.name) for answer in answers[:4])
-        rows.append(f"<div class=pair><p>{names}, {len(answers)} time(s)</p><div class=photos>{shown}</div></div>")
+        times = "once" if len(answers) == 1 else f"{len(answers)} times"
+        rows.append(f"<div class=pair><p>{names} {times}</p><div class=photos>{shown}</div></div>")
     return f"<div class=pairs>{''.join(rows)}</div>"
 
 
@@ -166,9 +173,23 @@ def _calibration(figures: Figures) -> str:
     before, after = (figures.metrics.get(f"calibration:ece_{when}") for when in ("before", "after"))
     text = (
         f"<p>Expected calibration error on validation: {_percent(before)} as trained, {_percent(after)} with the "
-        "temperature that is served. On the diagonal, answers given with 80 % are right in 80 % of cases.</p>"
+        f"temperature that is served ({figures.temperature:.3g}). On the diagonal, answers given with 80 % are right "
+        "in 80 % of cases; larger dots are more answers.</p>"
     )
+    if figures.threshold is not None:
+        text += (
+            f"<p>An answer of at least {_percent(figures.threshold)} is served as confident: "
+            f"{_percent(figures.coverage)} of the validation photos have one, and "
+            f"{_percent(figures.confident_accuracy)} of those are right.</p>"
+        )
     return text + reliability_chart(figures.reliability)
+
+
+def _time(figures: Figures) -> str:
+    training = sum(entry["seconds"] for entry in figures.epochs)
+    waiting = sum(entry["seconds"] * entry["waiting"] for entry in figures.epochs)
+    note = f"<p>{waiting / training:.1%} of the epochs' own time was spent waiting for photos.</p>" if waiting else ""
+    return time_chart(figures.seconds) + note
 
 
 def _classes(figures: Figures) -> str:
@@ -189,8 +210,12 @@ def _bar(share: float | None) -> str:
 
 
 def _configuration(figures: Figures) -> str:
-    rows = "".join(f"<tr><td>{escape(k)}</td><td>{escape(str(v))}</td></tr>" for k, v in figures.config.items())
-    return f"<details><summary>{len(figures.config)} hyperparameters</summary><table>{rows}</table></details>"
+    def table(values: Mapping[str, Any]) -> str:
+        rows = (f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>" for name, value in values.items())
+        return f"<table>{''.join(rows)}</table>"
+
+    more = f"<details><summary>{len(figures.config)} hyperparameters</summary>{table(figures.config)}</details>"
+    return table(figures.run) + more
 
 
 def _write_events(folder: Path, figures: Figures) -> None:

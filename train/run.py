@@ -82,12 +82,17 @@ def train_network(model: ResNet, job: Job) -> Outcome:
     if job.checkpoints and job.world.leads:
         discard_staged(job.checkpoints)
     if job.config.plan == "head":
+        if job.config.profile:
+            job.world.say("warning: profile=true traces steps of all layers, and strategy=head has none")
         training, validation = features_of(model, job)
-        return fit_head(model, training, validation, job.config, weights=weights, world=job.world)
+        with job.timeline.phase("fitting the head"):
+            return fit_head(model, training, validation, job.config, weights=weights, world=job.world)
     trainer = Trainer(model, setting_of(job, weights))
     if not trainer.resume() and job.config.plan == "gradual":
         training, validation = features_of(model, job)
-        trainer.start_from(*warm_up_head(model, training, validation, job.config, weights=weights, world=job.world))
+        with job.timeline.phase("fitting the head"):
+            head = warm_up_head(model, training, validation, job.config, weights=weights, world=job.world)
+        trainer.start_from(*head)
     with job.timeline.phase("training and validating"):
         return trainer.fit()
 

@@ -17,6 +17,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -174,6 +176,7 @@ def _train(trial: optuna.Trial, tree: SageMakerPaths, values: Mapping[str, str])
         (tree.base / "log").open("w") as log,
         subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
     ):
+        threading.Thread(target=_pass_on, args=(process,), daemon=True).start()
         assert process.stdout is not None  # noqa: S101 - for the type checker: it is a pipe
         for line in process.stdout:
             log.write(line)
@@ -183,9 +186,18 @@ def _train(trial: optuna.Trial, tree: SageMakerPaths, values: Mapping[str, str])
                 epoch += 1
                 trial.report(float(match[1]), epoch)
                 pruned = pruned or trial.should_prune()
-            if pruned or STOP.requested():
+            if pruned:
                 process.send_signal(signal.SIGTERM)
     return (value if process.returncode == 0 else None), pruned
+
+
+def _pass_on(process: subprocess.Popen[str]) -> None:
+    """Tell the trial when the search is asked to stop: its next line may be minutes away."""
+    while process.poll() is None:
+        if STOP.requested():
+            process.send_signal(signal.SIGTERM)
+            return
+        time.sleep(0.2)
 
 
 def run() -> None:

@@ -8,8 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-# Batches that torch's DataLoader keeps in flight for a worker, and the one being made.
-_BATCHES_A_WORKER: Final = 3
+# Batches that torch's DataLoader keeps in flight for a worker, and the one being made; twice, since the next epoch's
+# first are made while validation runs.
+_BATCHES_A_WORKER: Final = 6
 _MAX_WORKERS: Final = 8
 # Processes hand their batches over through shared memory. Docker gives 64 MB of it unless --shm-size says more.
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - not for files of ours

@@ -1,6 +1,6 @@
 """Benchmarks, into docs/benchmarks.md and the README's excerpt of it. About 20 minutes on two idle cores.
 
-    python -m tests.benchmarks [head] [step] [processes] [serving] [lambda]
+    python -m tests.benchmarks [head] [step] [waiting] [processes] [serving] [lambda]
         [--seconds 20] [--repeat 3] [--page docs/benchmarks.md]
 
 Each figure is printed and written as soon as it is there. A benchmark that fails says so in its part of the page and
@@ -22,6 +22,7 @@ from tests.benchmarks.table import Effort
 BENCHMARKS: Final[Mapping[str, tuple[str, Benchmark]]] = {
     "head": ("Training: a head on a frozen ResNet-50", bench_training.head),
     "step": ("Training: all layers of ResNet-50, batches of 16", bench_training.step),
+    "waiting": ("Training: does the loader keep up, ResNet-18", bench_training.waiting),
     "processes": ("Training: processes of one thread each, ResNet-18", bench_training.processes),
     "serving": ("Serving: ResNet-50, photos of 500 x 375", bench_serving.serving),
     "lambda": ("Lambda function", bench_lambda.package_and_calls),

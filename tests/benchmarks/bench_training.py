@@ -1,15 +1,18 @@
 """Training beside the usual way, in the same run on the same photos.
 
-    python -m tests.benchmarks.bench_training [head] [step] [processes] [--repeat 3]
+    python -m tests.benchmarks.bench_training [head] [step] [waiting] [processes] [--repeat 3]
 
 head: ResNet-50, frozen backbone, 5 epochs, from the start of the program to a servable artifact; the usual way trains
-with torch eager, its own transforms, and a validation after each epoch. step: images/s of full fine-tuning. processes:
-two processes of one thread each beside one. Weights are random: nothing here depends on what they are.
+with torch eager, its own transforms, and a validation after each epoch. step: images/s of full fine-tuning. waiting:
+how long full training of a ResNet-18 waits for its photos. processes: two processes of one thread each beside one.
+Weights are random: nothing here depends on what they are.
 The photos are those of KENNEL_PHOTOS, with its folders train and val, or generated.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import resource
 import statistics
@@ -22,6 +25,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import psutil
 import torch
 
 from tests.benchmarks.networks import generated
@@ -59,39 +63,16 @@ _USUAL_HEAD = textwrap.dedent(
     torch.save(model.state_dict(), out)
     """
 ).format(epochs=EPOCHS)
-_STEP = textwrap.dedent(
-    """
-    import sys, time, torch
-    from train.model import build_resnet
-    from train.recipe import autocast_type
-    ours = sys.argv[1] == "ours"
-    torch.manual_seed(0)
-    model = build_resnet("resnet50", 133)
-    x = torch.randn(16, 3, 224, 224)
-    if ours:
-        x = x.to(memory_format=torch.channels_last)
-    else:
-        model = model.to(memory_format=torch.contiguous_format)
-    dtype = autocast_type("auto", torch.device("cpu")) if ours else None
-    y = torch.randint(0, 133, (16,))
-    opt = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    def step():
-        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
-            logits = model(x)
-        loss = torch.nn.functional.cross_entropy(logits.float(), y)
-        opt.zero_grad(); loss.backward(); opt.step()
-    step()
-    started = time.perf_counter()
-    for _ in range(3):
-        step()
-    print(48 / (time.perf_counter() - started))
-    """
-)
 
 
 def main(arguments: Sequence[str] = ()) -> None:
     repeat = int(arguments[arguments.index("--repeat") + 1]) if "--repeat" in arguments else 3
-    benchmarks: dict[str, Callable[[Table, Effort], None]] = {"head": head, "step": step, "processes": processes}
+    benchmarks: dict[str, Callable[[Table, Effort], None]] = {
+        "head": head,
+        "step": step,
+        "waiting": waiting,
+        "processes": processes,
+    }
     for name in [name for name in benchmarks if name in arguments] or benchmarks:
         benchmarks[name](Table(), Effort(repeat=repeat))
 
@@ -135,31 +116,69 @@ def _ours(base: Path, photos: Path, weights: Path, more: list[str]) -> tuple[flo
 
 
 def _timed(command: list[str], env: dict[str, str]) -> tuple[float, float]:
-    """Seconds, and the highest resident memory of the process in MB."""
+    """Seconds, and the highest memory in MB of the process with those that it starts, shared pages counted once."""
     started = time.perf_counter()
     process = subprocess.Popen(
         command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), **env}, stdout=subprocess.DEVNULL
     )
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    peak = 0.0
+    while process.poll() is None:
+        peak = max(peak, _memory(process.pid))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.5)
     if process.returncode:
         raise RuntimeError(f"{command[:4]} ended with {process.returncode}")
     seconds = time.perf_counter() - started
     print(f"{seconds:.1f} s: {' '.join(word for word in command[1:] if len(word) < 99)}", flush=True)
-    return seconds, usage.ru_maxrss / 1024
+    return seconds, peak
+
+
+def _memory(pid: int) -> float:
+    """MB of a process and its descendants: the sum of proportional set sizes."""
+    total = 0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        for process in [root, *root.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                total += process.memory_full_info().pss
+    return total / 1e6
 
 
 def step(table: Table, effort: Effort) -> None:
-    """Full fine-tuning of ResNet-50, batches of 16, images/s."""
+    """Full fine-tuning of ResNet-50, batches of 16, images/s of the trainer's own step."""
 
-    def rate(which: str) -> float:
-        found = subprocess.run(
-            [sys.executable, "-c", _STEP, which], cwd=ROOT, check=True, capture_output=True, text=True
-        )
-        return float(found.stdout)
+    def measured(which: str) -> dict[str, float]:
+        command = [sys.executable, "-m", "tests.benchmarks.full_step", which]
+        # What `train` itself sets, see train/__main__.py.
+        env = {**os.environ, **({"OMP_WAIT_POLICY": "PASSIVE"} if which == "ours" else {})}
+        output = subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True, text=True).stdout
+        found: dict[str, float] = json.loads(output)
+        return found
 
-    usual, ours = (statistics.median(rate(which) for _ in range(effort.repeat)) for which in ("usual", "ours"))
-    table.add("all layers, images/s of a step", ours=ours, other=usual, unit="/s", target=1.2, essential=True)
+    usual, ours = ([measured(which) for _ in range(effort.repeat)] for which in ("usual", "ours"))
+    fast, slow = (statistics.median(run["rate"] for run in runs) for runs in (ours, usual))
+    table.add("all layers, images/s of a step", ours=fast, other=slow, unit="/s", target=1.2, essential=True)
+    mine, theirs = (max(run["peak"] for run in runs) for runs in (ours, usual))
+    table.add("peak memory of it", ours=mine, other=theirs, unit="MB", smaller=True)
+
+
+def waiting(table: Table, effort: Effort) -> None:
+    """ResNet-18, all layers, three epochs: the share of their time in which photos were awaited."""
+    with tempfile.TemporaryDirectory() as folder:
+        photos = _photos(Path(folder, "photos"))
+
+        def share(number: int) -> float:
+            base = Path(folder, str(number))
+            (base / "input/data").mkdir(parents=True)
+            (base / "input/data/training").symlink_to(photos)
+            words = ["--architecture", "resnet18", "--pretrained", "false", "--epochs", "3", "--quantize", "never"]
+            _timed([sys.executable, "-m", "train", *words], {"SAGEMAKER_BASE_DIR": str(base)})
+            epochs = json.loads((base / "output/data/report.json").read_text())["epochs"]
+            spent = sum(epoch["seconds"] for epoch in epochs)
+            return float(sum(epoch["seconds"] * epoch["waiting"] for epoch in epochs) / spent)
+
+        found = statistics.median(share(number) for number in range(effort.repeat))
+    table.add("time in which photos are awaited, ResNet-18", ours=100 * found, unit="%", limit=5)
 
 
 def processes(table: Table, effort: Effort) -> None:

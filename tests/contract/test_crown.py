@@ -18,7 +18,8 @@ from serve.predictor import Predictor
 from tests.serving import running_server
 from tests.support import odd_photos
 from tests.training import SMALL, arguments, run_train, write_digits
-from train.channels import Photo
+from train.calibration import calibrate
+from train.channels import Channels, Photo, list_photos, split_validation
 from train.data import EvaluationPhotos, Normaliser, evaluation_loader
 from train.model import build_resnet
 from train.predictions import predict
@@ -69,6 +70,17 @@ def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
     code, output = run_train(base, *arguments({**SMALL, "quantize": "always", "report": "false"}))
     assert code == 0, output
     return base
+
+
+def test_probabilities_are_fitted_on_the_logits_of_the_engine_that_ships(int8: Path) -> None:
+    manifest = load_manifest(int8 / "model")
+    sets = split_validation(list_photos(Channels(training=int8 / "input/data/training")), seed=0)
+    evaluated = answers(int8 / "model" / manifest.network, sets.validation, manifest.preprocessing)
+    fitted = calibrate(evaluated, coverage=0.95)
+    assert (manifest.temperature, manifest.confidence_threshold) == (fitted.temperature, fitted.threshold)
+    assert manifest.metrics["int8:accuracy"] == evaluated.accuracy
+    float32 = calibrate(answers(int8 / "model" / "model.onnx", sets.validation, manifest.preprocessing), coverage=0.95)
+    assert float32.temperature != fitted.temperature
 
 
 @pytest.mark.parametrize("threads", [1, 2])

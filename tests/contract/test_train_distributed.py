@@ -145,6 +145,23 @@ def test_two_hosts_leave_one_artifact(tmp_path: Path) -> None:
     assert not (trees[1].model / MANIFEST).exists()
 
 
+def test_a2_20_hosts_with_parts_of_their_own_answer_for_all_photos(tmp_path: Path) -> None:
+    """Each holds out validation photos of its own part; int8 is judged by them all, and each is counted once."""
+    trees = [tree(tmp_path / host, host, HOSTS) for host in HOSTS]
+    shutil.rmtree(trees[1].channel("training"))
+    write_digits(trees[1].channel("training"), per_class=8, classes=2, skip=20)
+    words = arguments({**QUICK, "quantize": "always"})
+    running = [start_train(paths.base, *words) for paths in trees]
+    outputs = [process.communicate(timeout=200)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0], outputs
+    assert_valid(trees[0])
+    report = json.loads((trees[0].output_data / "report.json").read_text())
+    assert report["served"] == "int8"
+    assert [sum(row) for row in report["confusion"]] == [3 + 2, 3 + 2, 3]
+    right = sum(report["confusion"][label][label] for label in range(3))
+    assert report["metrics"]["int8:accuracy"] == pytest.approx(right / 13)
+
+
 def test_an_error_on_one_host_is_in_both_failure_files(tmp_path: Path) -> None:
     trees = [tree(tmp_path / host, host, HOSTS) for host in HOSTS]
     trees[1].channel("pretrained").mkdir()

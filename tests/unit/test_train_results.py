@@ -16,7 +16,7 @@ from container.preprocessing import Preprocessing, preprocess
 from tests.support import encoded, picture
 from train.calibration import bins, calibrate, expected_error, fit_temperature, threshold
 from train.channels import Photo
-from train.charts import confusion_chart
+from train.charts import confusion_chart, line_chart
 from train.config import TrainConfig
 from train.engine import session
 from train.figures import Figures, collect
@@ -161,6 +161,7 @@ def figures(folder: Path) -> Figures:
         config=TrainConfig(architecture="resnet18"),
         class_names=("a <b>", "bees", "wasps"),
         seconds={"training": 6.0, "export": 1.0},
+        run={"strategy": "full", "processes": 1, "device": "cpu"},
     )
     assert found is not None
     return found
@@ -175,6 +176,23 @@ def test_the_figures_agree_with_each_other(tmp_path: Path) -> None:
     for row, truth in zip(found.per_class(), range(3), strict=True):
         assert row["photos"] == 10
         assert row["recall"] == found.confusion[truth, truth] / 10
+
+
+def test_confident_answers_are_those_at_or_above_the_threshold(tmp_path: Path) -> None:
+    found = figures(tmp_path / "photos")
+    assert found.coverage == pytest.approx(27 / 30)
+    kept = sorted(found.answers, key=lambda answer: -answer.probability)[:27]
+    assert found.confident_accuracy == pytest.approx(sum(a.label == a.truth for a in kept) / 27)
+    assert found.to_json()["confident"] == {"share": found.coverage, "accuracy": found.confident_accuracy}
+
+
+@pytest.mark.parametrize("highest", [0.003, 0.7, 1.3, 5.0, 24.9, 100, 1234.5])
+def test_a_charts_marks_are_round_and_reach_the_highest_value(highest: float) -> None:
+    chart = line_chart("loss", [1, 2], {"train": [highest, highest / 2]})
+    marks = [float(text) for text in re.findall(r'<text x="38" y="[0-9.]+" text-anchor="end">([0-9.e-]+)<', chart)]
+    assert 3 <= len(marks) - 1 <= 5
+    assert marks[-1] >= highest * 0.999
+    assert f"{marks[1]:.3e}"[:5] in ("1.000", "2.000", "5.000")
 
 
 def test_the_report_is_one_page_that_needs_nothing_else(tmp_path: Path) -> None:
