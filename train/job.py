@@ -36,6 +36,7 @@ from train.doctor import Findings, table
 from train.export import build_network, write_artifact
 from train.head import Features, extract, fit_head, warm_up_head
 from train.loop import Setting, Trainer
+from train.map_fidelity import map_correlation
 from train.model import build_resnet, load_pretrained, quiet_branches
 from train.outcome import Outcome
 from train.predictions import Predictions, predict
@@ -237,7 +238,7 @@ def save(model: ResNet, job: Job, results: Results) -> None:
     with job.timeline.phase("export"):
         network = build_network(model, image_size=job.spec.crop_size, samples=samples)
     with job.timeline.phase("int8"):
-        results = prove_int8(network, job, results)
+        results = prove_int8(network, model.fc.weight.detach().cpu().numpy(), job, results)
     if results.shipped is not None:
         results = replace(results, calibration=calibrate(results.shipped, coverage=job.config.coverage))
     with job.timeline.phase("export"):
@@ -267,7 +268,7 @@ def write_report_of(model: ResNet, job: Job, results: Results, network: bytes) -
     print(f"report: {folder / 'report.html'}", flush=True)
 
 
-def prove_int8(network: bytes, job: Job, results: Results) -> Results:
+def prove_int8(network: bytes, head: Float32Array, job: Job, results: Results) -> Results:
     """Make int8 and compare it with float32 on this host's validation photos, if that is wanted and can tell."""
     always = job.config.quantize == "always"
     photos = job.sets.photos.validation
@@ -280,7 +281,8 @@ def prove_int8(network: bytes, job: Job, results: Results) -> Results:
     exact, rounded = (answers(engine, photos, job.spec) for engine in (network, int8))
     verdict = judge(rounded, exact, max_drop_points=job.config.max_accuracy_drop, always=always)
     print(f"{'int8' if verdict.ships else 'float32'} is served: {verdict.reason}", flush=True)
-    return replace(results, verdict=verdict, int8=int8, int8_answers=rounded, photos=photos)
+    alike = map_correlation(network, int8, head, photos, job.spec)
+    return replace(results, verdict=verdict, int8=int8, int8_answers=rounded, int8_maps=alike, photos=photos)
 
 
 def draft_manifest(job: Job, results: Results) -> Manifest:
