@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from container.contract import DRAIN_S
 from container.errors import ConfigError
 from serve import api
 
@@ -107,8 +106,6 @@ global
     tune.bufsize {BUFFER_BYTES + HEADROOM_BYTES}
     tune.maxrewrite 8192
     stats socket {config.runtime} mode 600 level admin
-    # SIGUSR1 stops listening and lets requests end; after this it ends them.
-    hard-stop-after {DRAIN_S - 2}s
 """
 
 
@@ -403,7 +400,7 @@ def _ms(seconds: float) -> str:
 
 
 class FrontRuntime:
-    """HAProxy's runtime API: which models may be called, and how many calls of one are under way."""
+    """HAProxy's runtime API: what may be called, and what is under way. All raise OSError where it does not run."""
 
     def __init__(self, config: FrontConfig) -> None:
         self._config = config
@@ -417,6 +414,20 @@ class FrontRuntime:
     def running(self, model: str) -> int:
         """Calls that were let through and are not answered."""
         found = re.search(r"conn_cur=(\d+)", self._command(f"show table running key {model}"))
+        return int(found[1]) if found else 0
+
+    def stop_listening(self) -> None:
+        """Close the port. Connections stay, and each is closed with the answer to its next request."""
+        self._command("shutdown frontend api")
+
+    def requests(self) -> int:
+        """Invocations that are not answered, those included whose body is on its way."""
+        found = re.search(r"conn_cur=(\d+)", self._command("show table bodies"))
+        return int(found[1]) if found else 0
+
+    def connections(self) -> int:
+        """Of clients."""
+        found = re.search(r"CurrConns: (\d+)", self._command("show info"))
         return int(found[1]) if found else 0
 
     def answered(self) -> dict[str, int]:

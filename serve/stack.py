@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import resource
-import signal
 import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -40,6 +40,7 @@ _WORKER_GRACE_S = 1.0
 # A killed worker is back within 2 s of its loading time; a model that has no worker for this long is lost.
 _LOST_AFTER_S = 60.0
 _MOST_CONNECTIONS = 4096
+_QUIET_S = 2.0
 # Of batch transform: MaxConcurrentTransforms x MaxPayloadInMB is at most 100 MB.
 _BATCH_MIB = 100
 
@@ -209,13 +210,24 @@ class Stack:
             )
 
     def drain(self, processes: Processes) -> None:
-        """Answer what was accepted, for at most DRAIN_S, while /ping says 503."""
+        """Answer what was accepted, for at most DRAIN_S, while nothing new is.
+
+        A client that keeps its connection may have sent a request at this moment: it has _QUIET_S to be heard.
+        """
         self._draining = True
         log("serve", "draining")
+        runtime = FrontRuntime(self._front)
         deadline = time.monotonic() + DRAIN_S - 1
-        processes.signal("front", signal.SIGUSR1)
-        while processes.exit_code("front") is None and time.monotonic() < deadline:
-            processes.wait(_TICK_S)
+        with suppress(OSError):  # Not yet there, or gone.
+            runtime.stop_listening()
+            quiet_until = time.monotonic() + _QUIET_S
+            while runtime.requests() or (runtime.connections() and time.monotonic() < quiet_until):
+                if time.monotonic() > deadline:
+                    log("serve", "the time to drain is over", unanswered=runtime.requests())
+                    return
+                if runtime.requests():
+                    quiet_until = time.monotonic() + _QUIET_S
+                processes.wait(_TICK_S)
 
     def _front_config(self) -> FrontConfig:
         return FrontConfig(

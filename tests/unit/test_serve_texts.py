@@ -66,7 +66,6 @@ def test_a6_the_front_s_figures_are_where_they_belong() -> None:
     assert "bind 0.0.0.0:8080" in lines
     assert "timeout queue 10000ms" in lines
     assert "timeout server 45000ms" in lines
-    assert "hard-stop-after 23s" in lines
     assert "server mms unix@/run/k/mms.sock maxconn 2 track health/control" in lines
     assert "server mms unix@/run/k/mms.sock maxconn 8 track health/control" in lines
 
