@@ -108,6 +108,7 @@ def _configuration(folder: Path) -> Path:
         large_bodies=2,
         queue_length=64,
         max_connections=256,
+        most_bodies=64,
         max_payload_bytes=1024**2,
         queue_s=10,
         work_s=45,

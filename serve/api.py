@@ -24,3 +24,8 @@ CONTENT_TYPES: Final = (*PHOTO_TYPES, JSON, JSON_LINES)
 # What can be answered, best first.
 ANSWER_TYPES: Final = (JSON, JSON_LINES, CSV, PNG)
 ATTRIBUTES_HEADER: Final = "X-Amzn-SageMaker-Custom-Attributes"
+# From the front to a worker: when the request's body was there (milliseconds since 1970).
+ARRIVED_HEADER: Final = "x-arrived-ms"
+TARGET_HEADER: Final = "X-Amzn-SageMaker-Target-Model"
+# Photos of one request: one worker answers them one after the other, within one deadline.
+MAX_INSTANCES: Final = 128

@@ -10,16 +10,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any
 
 from container.artifact import Manifest
 from container.errors import KennelError, NotAcceptableError, RequestError, UnsupportedMediaTypeError
-from serve.api import ANSWER_TYPES, CONTENT_TYPES, CSV, JSON, JSON_LINES, PHOTO_TYPES, PNG
+from serve.api import ANSWER_TYPES, CONTENT_TYPES, CSV, JSON, JSON_LINES, MAX_INSTANCES, PHOTO_TYPES, PNG
 from serve.options import Options
 from serve.prediction import Prediction
-
-# One worker answers them one after the other, within one deadline.
-MAX_INSTANCES: Final = 128
 
 Result = Prediction | KennelError
 

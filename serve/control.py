@@ -57,15 +57,23 @@ class Fleet:
     embedding_lengths: dict[str, int | None] = field(default_factory=dict)
     ended: int = 0
     workers: dict[int, WorkerState] = field(default_factory=dict)
+    _pids: dict[str, list[int]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, worker: WorkerState) -> None:
         with self._lock:
             self.workers[worker.pid] = worker
+            self._pids.setdefault(worker.model, []).append(worker.pid)
 
     def remove(self, pid: int) -> None:
         with self._lock:
             self.ended += self.workers.pop(pid, None) is not None
+
+    def forget(self, model: str) -> list[int]:
+        """The process ids of all workers that `model` has had, for the last time."""
+        with self._lock:
+            self.embedding_lengths.pop(model, None)
+            return self._pids.pop(model, [])
 
     def ready(self, model: str) -> bool:
         """Whether any worker of `model` can answer a request now or after the one that it works on."""

@@ -21,7 +21,7 @@ MAPS = "maps"
 
 
 class Engine(Protocol):
-    """What runs a network."""
+    """What runs a network; `str` of it says in words what that is."""
 
     @property
     def outputs(self) -> frozenset[str]:
@@ -52,6 +52,10 @@ class OnnxEngine:
         except Exception as error:  # ONNX Runtime's exceptions share no base of their own.
             raise ArtifactError(f"{network} cannot be loaded by ONNX Runtime: {error}") from error
         self._check_names(network)
+        self._words = f"ONNX Runtime {onnxruntime.__version__} in {threads} thread(s)"
+
+    def __str__(self) -> str:
+        return self._words
 
     def _check_names(self, network: Path) -> None:
         inputs = [value.name for value in self._session.get_inputs()]

@@ -12,17 +12,17 @@ import re
 import shutil
 import socket
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from container.contract import DRAIN_S
 from container.errors import ConfigError
 from serve import api
 
 # A body up to this size is whole in the front before a worker hears of it; most photos are.
 BUFFER_BYTES = 1024 * 1024
 # What the buffer needs beside a body: the headers, and room to rewrite them.
-_HEADROOM_BYTES = 32 * 1024
+HEADROOM_BYTES = 32 * 1024
 # MMS refuses requests with more than 8 KiB of headers.
 _MAX_HEADER_BYTES = 2048
 _MAX_CONTROL_BYTES = 65_536
@@ -52,6 +52,7 @@ class FrontConfig:
     slots: int
     large_bodies: int
     queue_length: int
+    most_bodies: int
     max_connections: int
     max_payload_bytes: int
     queue_s: float
@@ -62,6 +63,11 @@ class FrontConfig:
     def loaded_models(self) -> Path:
         """The map of models that may be called: a file at the start, HAProxy's memory after it."""
         return self.folder / "models.map"
+
+    @property
+    def answered(self) -> Path:
+        """The map that counts answers by status, in HAProxy's memory too."""
+        return self.folder / "answered.map"
 
     @property
     def figures(self) -> Path:
@@ -97,11 +103,9 @@ global
     log stdout format raw local0 info
     maxconn {config.max_connections}
     nbthread 1
-    tune.bufsize {BUFFER_BYTES + _HEADROOM_BYTES}
+    tune.bufsize {BUFFER_BYTES + HEADROOM_BYTES}
     tune.maxrewrite 8192
     stats socket {config.runtime} mode 600 level admin
-    # SIGUSR1 stops listening and lets requests end; after this it ends them.
-    hard-stop-after {DRAIN_S - 2}s
 """
 
 
@@ -168,6 +172,7 @@ frontend api
     acl invocations var(txn.invocation) -m found
     acl get method GET HEAD
     acl post method POST
+    acl several req.hdr(content-type) -i -m beg {api.JSON}
     acl offered req.hdr(content-type),field(1,;),lower,regsub([[:space:]]+,,g) -m str {types}
 
     http-request set-var(txn.invocation) bool(true) if invocation_path
@@ -178,6 +183,7 @@ frontend api
     http-request set-var(txn.target) req.hdr(x-amzn-sagemaker-target-model)
     http-request set-var(txn.attributes) req.hdr({attributes.lower()})
     http-request set-log-level silent if ping
+    http-request set-var(txn.counted) bool(true) unless ping
 
     # The worker gets what it needs and no more: to MMS a header "body" or a query parameter is part of the body.
     http-request del-header ^(?!({_HEADERS})$|x-amzn-sagemaker-) -m reg
@@ -191,13 +197,20 @@ frontend api
     http-after-response set-header {attributes} %[var(txn.attributes)] if {{ var(txn.attributes) -m found }}
     http-after-response set-header Retry-After 1 if {{ status 503 }}
     http-after-response set-header Cache-Control no-store
+    # One thread serves all requests, so that reading and writing the count are one step.
+    http-after-response set-map({config.answered}) %[status] {_next_count(config)} if {{ var(txn.counted) -m found }}
 
     use_backend ping if ping
     use_backend models if managing
     use_backend control unless invocations
-    use_backend large if {{ req.body_size gt {BUFFER_BYTES} }}
+    # The answer to several photos may be too large for the buffer: who is slow to read it delays its like alone.
+    use_backend large if several or {{ req.body_size gt {BUFFER_BYTES} }}
     default_backend workers
 """
+
+
+def _next_count(config: FrontConfig) -> str:
+    return f"%[status,map_str_int({config.answered},0),add(1)]"
 
 
 def _paths(config: FrontConfig) -> list[str]:
@@ -277,15 +290,16 @@ def _invocation(config: FrontConfig) -> list[str]:
         ]
     else:
         first = ["set-uri /invocations if invocations"]
+    overloaded = partial(_refuse, 503, "overloaded", "too many requests wait for a worker; try again")
+    full = [f"{{ queue({backend}) ge {config.queue_length} }}" for backend in ("workers", "large")]
     return [
         *first,
+        # Counted until they are answered; each may have filled a buffer.
+        "track-sc1 int(1) table bodies if invocations",
+        overloaded(f"if invocations {{ sc1_conn_cur gt {config.most_bodies} }}"),
         f"wait-for-body time {_UPLOAD_S}s if invocations or managing",
-        _refuse(
-            503,
-            "overloaded",
-            "too many requests wait for a worker; try again",
-            f"if invocations {{ queue(workers) ge {config.queue_length} }}",
-        ),
+        overloaded(f"if invocations {full[0]} or invocations {full[1]}"),
+        f"set-header {api.ARRIVED_HEADER} %[date(0,ms)] if invocations",
     ]
 
 
@@ -345,6 +359,9 @@ backend large
     server mms {config.mms} maxconn {config.large_bodies} track health/control
 {translate}
 
+backend bodies
+    stick-table type integer size 1 store conn_cur
+
 backend running
     stick-table type string len 256 size 10k expire 1h store conn_cur
 """
@@ -383,7 +400,7 @@ def _ms(seconds: float) -> str:
 
 
 class FrontRuntime:
-    """HAProxy's runtime API: which models may be called, and how many calls of one are under way."""
+    """HAProxy's runtime API: what may be called, and what is under way. All raise OSError where it does not run."""
 
     def __init__(self, config: FrontConfig) -> None:
         self._config = config
@@ -398,6 +415,25 @@ class FrontRuntime:
         """Calls that were let through and are not answered."""
         found = re.search(r"conn_cur=(\d+)", self._command(f"show table running key {model}"))
         return int(found[1]) if found else 0
+
+    def stop_listening(self) -> None:
+        """Close the port. Connections stay, and each is closed with the answer to its next request."""
+        self._command("shutdown frontend api")
+
+    def requests(self) -> int:
+        """Invocations that are not answered, those included whose body is on its way."""
+        found = re.search(r"conn_cur=(\d+)", self._command("show table bodies"))
+        return int(found[1]) if found else 0
+
+    def connections(self) -> int:
+        """Of clients."""
+        found = re.search(r"CurrConns: (\d+)", self._command("show info"))
+        return int(found[1]) if found else 0
+
+    def answered(self) -> dict[str, int]:
+        """How many answers of each status were given, /ping's left out."""
+        lines = self._command(f"show map {self._config.answered}").splitlines()
+        return {status: int(count) for _, status, count in (line.split() for line in lines if line)}
 
     def _command(self, text: str) -> str:
         with socket.socket(socket.AF_UNIX) as client:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import math
 import time
 import traceback
 from collections.abc import Iterator
@@ -18,9 +19,9 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from container.errors import KennelError, PayloadTooLargeError, RequestError
+from container.errors import KennelError, OutOfMemoryError, PayloadTooLargeError, RequestError
 from serve import codec, metrics
-from serve.api import ATTRIBUTES_HEADER, JSON, PNG
+from serve.api import ARRIVED_HEADER, ATTRIBUTES_HEADER, JSON, PNG, TARGET_HEADER
 from serve.link import SETTINGS, Link
 from serve.logs import log
 from serve.options import Options, read_options
@@ -43,6 +44,11 @@ class Request:
     def id(self) -> str:
         return self.headers.get("x-request-id", "")
 
+    def waited_s(self) -> float:
+        """Since the front had its body (of a large one, the first MiB)."""
+        arrived_ms = float(self.headers.get(ARRIVED_HEADER, "nan"))
+        return 0.0 if math.isnan(arrived_ms) else max(0.0, time.time() - arrived_ms / 1000)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Response:
@@ -56,7 +62,7 @@ class Response:
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
-    """What a loaded worker keeps between calls."""
+    """What a loaded worker keeps between calls; `targets` is what callers name its model, once they have called."""
 
     model: str
     predictor: Predictor
@@ -64,6 +70,7 @@ class Worker:
     timeout_s: float
     max_payload_bytes: int
     default_accept: str
+    targets: list[str] = field(default_factory=list)
 
 
 _loaded: Worker | None = None
@@ -92,12 +99,12 @@ def load(folder: Path, *, model: str, device: str) -> Worker:
     started = time.monotonic()
     try:
         predictor = Predictor.load(Path(settings["artifact"]), threads=settings["threads"], device=device)
-    except MemoryError:
-        raise  # Another worker may be ending; MMS tries again.
+    except (MemoryError, OutOfMemoryError):
+        raise  # Not the model's fault: MMS tries again, and SageMaker unloads another model first.
     except Exception as error:
         link.failed(str(error) if isinstance(error, KennelError) else f"the model cannot be loaded: {error!r}")
         raise
-    log("worker", "ready", model=model, seconds=round(time.monotonic() - started, 3))
+    log("worker", "ready", model=model, engine=str(predictor.engine), seconds=round(time.monotonic() - started, 3))
     link.ready(embedding_length=predictor.embedding_length)
     return Worker(
         model=model,
@@ -111,7 +118,7 @@ def load(folder: Path, *, model: str, device: str) -> Worker:
 
 def respond(request: Request, worker: Worker) -> Response:
     """Answer one request: the translator of errors to HTTP. Nothing is raised, and no traceback leaves."""
-    started = time.perf_counter()
+    started, queue_s = time.perf_counter(), request.waited_s()
     try:
         with _timed(worker):
             response = answer(request, worker)
@@ -121,7 +128,7 @@ def respond(request: Request, worker: Worker) -> Response:
         log("worker", "failed", request_id=request.id, error=repr(error), traceback=traceback.format_exc())
         words = "the server failed at this request; its log has the reason under this request_id"
         response = _failed(KennelError(words), request)
-    _record(request, response, worker.model, time.perf_counter() - started)
+    _record(request, response, worker, queue_s=queue_s, total_s=time.perf_counter() - started)
     return response
 
 
@@ -170,11 +177,17 @@ def _failed(error: KennelError, request: Request) -> Response:
     )
 
 
-def _record(request: Request, response: Response, model: str, seconds: float) -> None:
+def _record(request: Request, response: Response, worker: Worker, *, queue_s: float, total_s: float) -> None:
     """One log line, joined with the front's by the request's id, and the metrics."""
+    model = worker.model
     predictions = [result for result in response.results if isinstance(result, Prediction)]
+    target = request.headers.get(TARGET_HEADER.lower())
+    if target and not worker.targets:
+        worker.targets.append(target)
+        metrics.TARGET.labels(model, target).set(1)
     metrics.RESPONSES.labels(model, str(response.status)).inc()
-    metrics.STAGES.labels(model, "total").observe(seconds)
+    metrics.STAGES.labels(model, "queue").observe(queue_s)
+    metrics.STAGES.labels(model, "total").observe(total_s)
     for prediction in predictions:
         best = prediction.classes[0]
         metrics.STAGES.labels(model, "decode").observe(prediction.decode_s)
@@ -187,11 +200,13 @@ def _record(request: Request, response: Response, model: str, seconds: float) ->
         "answered",
         request_id=request.id,
         model=model,
+        target_model=target,
         status=response.status,
         bytes=len(request.body),
         photos=[f"{prediction.width}x{prediction.height}" for prediction in predictions],
+        queue_ms=round(1000 * queue_s, 1),
         decode_ms=round(1000 * sum(prediction.decode_s for prediction in predictions), 1),
         inference_ms=round(1000 * sum(prediction.inference_s for prediction in predictions), 1),
-        total_ms=round(1000 * seconds, 1),
+        total_ms=round(1000 * total_s, 1),
         **(labels if response.options.log_label else {}),
     )

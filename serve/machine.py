@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,12 @@ def _gpus(root: Path, visible: str | None) -> int:
         return present
     chosen = [name for name in visible.split(",") if name.strip() not in ("", "-1")]
     return min(present, len(chosen))
+
+
+def driver_version(root: Path = Path("/")) -> str:
+    """NVIDIA's driver, such as "550.163.01"; empty where there is none."""
+    found = re.search(r"[0-9]+(\.[0-9]+)+", _read(root / "proc/driver/nvidia/version"))
+    return found[0] if found else ""
 
 
 def _quotas(root: Path) -> Iterator[float]:

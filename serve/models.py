@@ -10,23 +10,26 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from container.artifact import Manifest, find_artifact, load_manifest, verify_files
+from container.artifact import MANIFEST, Manifest, find_artifact, load_manifest, verify_files
 from container.errors import ArtifactError, KennelError, OutOfMemoryError, RequestError, ServingError
 from serve.control import Fleet
 from serve.front import FrontRuntime
 from serve.logs import log
 from serve.machine import MIB
+from serve.metrics import forget_figures
 from serve.mms import Management, MmsPlace, write_settings
 from serve.shape import loading_mib, model_mib
 
 _NAME: Final = re.compile(r"[A-Za-z0-9._~-]{1,256}")
 _MOST_PER_PAGE: Final = 100
 _POLL_S: Final = 0.02
+# A killed worker is back within 2 s of its loading time; a model that has none for this long is loaded anew.
+_LOST_AFTER_S: Final = 30.0
 
 
 class ModelNotFoundError(RequestError):
@@ -92,16 +95,22 @@ class Models:
         self._loaded: dict[str, LoadedModel] = {}
         self._planned_mib: dict[str, int] = {}
         self._locks: dict[str, threading.Lock] = {}
+        self._last_seen: dict[str, float] = {}
+        self._mending: set[str] = set()
+        self._lost = ""
         self._lock = threading.Lock()
+
+    def all(self) -> Sequence[LoadedModel]:
+        """In the order of names."""
+        return sorted(self._loaded.values(), key=lambda model: model.name)
 
     def list(self, limit: str, token: str) -> dict[str, Any]:
         """One page, in the order of names; `limit` and `token` as the query has them, empty for none."""
         size = _number(limit, "limit", least=1, default=_MOST_PER_PAGE)
         first = _number(token, "next_page_token", least=0, default=0)
-        names = sorted(self._loaded)
-        page = names[first : first + size]
-        answer: dict[str, Any] = {"models": [self._loaded[name].to_json() for name in page]}
-        if first + size < len(names):
+        models = self.all()
+        answer: dict[str, Any] = {"models": [model.to_json() for model in models[first : first + size]]}
+        if first + size < len(models):
             answer["nextPageToken"] = str(first + size)
         return answer
 
@@ -127,8 +136,8 @@ class Models:
             try:
                 self._start(name, artifact)
             except BaseException:
-                self._planned_mib.pop(name, None)
                 self._remove(name)
+                self._planned_mib.pop(name, None)
                 raise
             self._loaded[name] = LoadedModel(name=name, url=url, manifest=manifest, memory_mib=memory_mib)
             self._front.allow(name)
@@ -146,16 +155,32 @@ class Models:
         log("serve", "model unloaded", model=name)
 
     def mend(self) -> None:
-        """Load anew each model whose workers cannot come back; raises ServingError where that fails too."""
-        for name in self._fleet.orphaned_models():
-            if (model := self._loaded.get(name)) is None:
-                continue
-            log("serve", "the process that starts this model's workers is gone; the model is loaded anew", model=name)
-            try:
-                self.unload(name)
-                self.load(name, model.url)
-            except KennelError as error:
-                raise ServingError(f"model {name!r} was lost and cannot be loaded anew: {error}") from error
+        """Begin to load anew each model whose workers do not come back; raises ServingError where that failed too."""
+        if self._lost:
+            raise ServingError(self._lost)
+        now = time.monotonic()
+        for model in self.all():
+            if self._fleet.has(model.name):
+                self._last_seen[model.name] = now
+            absent_s = now - self._last_seen.setdefault(model.name, now)
+            gone = model.name in self._fleet.orphaned_models() or absent_s > _LOST_AFTER_S
+            if gone and model.name not in self._mending:
+                self._mending.add(model.name)
+                # In a thread: it waits for calls that run, and `serve` must see a SIGTERM meanwhile.
+                threading.Thread(target=self._load_anew, args=(model,), daemon=True).start()
+
+    def _load_anew(self, model: LoadedModel) -> None:
+        log("serve", "this model's workers do not come back; it is loaded anew", model=model.name)
+        try:
+            self.unload(model.name)
+            self.load(model.name, model.url)
+        except (ModelNotFoundError, ModelConflictError):
+            pass  # The platform has unloaded it, or loaded it anew, in the meantime.
+        except KennelError as error:
+            self._lost = f"model {model.name!r} was lost and cannot be loaded anew: {error}"
+        finally:
+            self._last_seen.pop(model.name, None)
+            self._mending.discard(model.name)
 
     def _lock_of(self, name: str) -> threading.Lock:
         with self._lock:
@@ -163,16 +188,26 @@ class Models:
 
     def _open(self, url: str) -> tuple[Path, Manifest]:
         path = Path(url)
-        if "://" in url or not path.is_absolute() or not path.resolve().is_relative_to(self._folder.resolve()):
+        if "://" in url or not path.is_absolute() or not self._holds(path):
             raise RequestError(f"url is {url!r}; it must be a local folder in {self._folder}")
         if not path.is_dir():
             raise ModelNotFoundError(f"there is no folder {url}")
         try:
             artifact, manifest = find_artifact(path), load_manifest(path)
+            self._check_inside(artifact, manifest)
             verify_files(artifact, manifest)
         except ArtifactError as error:
             raise ModelUnusableError(str(error)) from error
         return artifact, manifest
+
+    def _holds(self, path: Path) -> bool:
+        """Whether `path`, links followed, is one in the folder of models."""
+        return path.resolve().is_relative_to(self._folder.resolve())
+
+    def _check_inside(self, artifact: Path, manifest: Manifest) -> None:
+        for name in (MANIFEST, *manifest.files):
+            if not self._holds(artifact / name):
+                raise RequestError(f"{artifact / name} is a link out of {self._folder}; models must lie in it whole")
 
     def _reserve(self, name: str, manifest: Manifest) -> int:
         size = manifest.files[manifest.network].bytes
@@ -200,6 +235,7 @@ class Models:
     def _remove(self, name: str) -> None:
         self._management.unregister(name)
         self._until(lambda: not self._fleet.has(name), 5)
+        forget_figures(self._place.metrics, self._fleet.forget(name))
         shutil.rmtree(self._place.model(name), ignore_errors=True)
 
     def _until(self, done: Callable[[], bool], timeout_s: float) -> bool:

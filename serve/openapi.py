@@ -75,7 +75,7 @@ _SCHEMAS: Final[Mapping[str, Any]] = {
             "instances": {
                 "type": "array",
                 "minItems": 1,
-                "maxItems": 128,
+                "maxItems": api.MAX_INSTANCES,
                 "items": {
                     "type": "object",
                     "required": ["b64"],

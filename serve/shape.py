@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from container.errors import ConfigError
 from serve.config import ServeConfig
+from serve.front import BUFFER_BYTES, HEADROOM_BYTES
 from serve.machine import MIB, Machine
 
 # Measured with `make bench`, rounded up: resident memory before the first request.
@@ -27,6 +28,9 @@ _MAX_THREADS = 4
 # Only a chunked body can turn out larger than the limit when it is on its way to MMS already. Where MMS itself stops
 # one, its answer may be lost; up to this much more is taken in, and refused by the worker.
 SLACK_MIB = 8
+_QUEUE_PER_SLOT = 32
+# Bodies on their way into the front, beside those that wait there: fifty slow ones, and as many as come and go.
+_UPLOADS = 64
 # Bodies too large for the front's buffer may arrive at MMS side by side, so that a slow one delays no other.
 _LARGE_BODIES = (8, 4, 2, 1)
 
@@ -36,7 +40,7 @@ class Shape:
     """Sizes that belong together.
 
     `workers` are those of one model, `slots` the requests that MMS may have at once, `large_bodies` those that may
-    be on their way to it beside them.
+    be on their way to it beside them; `queue_length` may wait in the front, and `most_bodies` be there in all.
     """
 
     workers: int
@@ -44,6 +48,8 @@ class Shape:
     threads: int
     gpus: int
     large_bodies: int
+    queue_length: int
+    most_bodies: int
     heap_mib: int
     direct_mib: int
     total_mib: int
@@ -119,9 +125,13 @@ def _sum(config: ServeConfig, machine: Machine, workers: int, slots: int, large_
     heap_mib = 64 + 2 * bodies_mib  # MMS copies a body once on its way to a worker.
     direct_mib = 32 + bodies_mib
     java_mib = _JVM_MIB + heap_mib + direct_mib
+    queue_length = slots * _QUEUE_PER_SLOT
+    most_bodies = queue_length + slots + large_bodies + _UPLOADS
+    front_mib = _FRONT_MIB + round(most_bodies * (BUFFER_BYTES + HEADROOM_BYTES) / MIB)
     reason = (
         f"Java {java_mib} MiB for {slots + large_bodies} bodies of {config.max_payload_mib} MiB, "
-        f"workers and their photos {workers_mib} MiB, front and control {_FRONT_MIB + _SERVE_MIB} MiB"
+        f"workers and their photos {workers_mib} MiB, front with {most_bodies} buffers and control "
+        f"{front_mib + _SERVE_MIB} MiB"
     )
     return Shape(
         workers=workers,
@@ -129,8 +139,10 @@ def _sum(config: ServeConfig, machine: Machine, workers: int, slots: int, large_
         threads=config.threads or min(machine.cores, _MAX_THREADS),
         gpus=machine.gpus,
         large_bodies=large_bodies,
+        queue_length=queue_length,
+        most_bodies=most_bodies,
         heap_mib=heap_mib,
         direct_mib=direct_mib,
-        total_mib=java_mib + workers_mib + _FRONT_MIB + _SERVE_MIB,
+        total_mib=java_mib + workers_mib + front_mib + _SERVE_MIB,
         reason=reason,
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import resource
-import signal
 import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -18,13 +18,15 @@ from prometheus_client.metrics_core import Metric
 from container.artifact import Manifest, find_artifact, load_manifest, verify_files
 from container.contract import DRAIN_S
 from container.errors import ConfigError, ServingError
+from container.preprocessing import MAX_PIXELS
 from serve import front, mms
+from serve.api import MAX_INSTANCES
 from serve.config import ServeConfig
 from serve.control import Control
 from serve.front import FIGURES, FrontConfig, FrontRuntime
 from serve.logs import log
-from serve.machine import Machine
-from serve.metrics import exposition, gauge
+from serve.machine import Machine, driver_version
+from serve.metrics import answers, exposition, gauge
 from serve.mms import MODEL, MmsPlace
 from serve.models import Models, memory_for_models
 from serve.processes import Processes
@@ -38,7 +40,7 @@ _WORKER_GRACE_S = 1.0
 # A killed worker is back within 2 s of its loading time; a model that has no worker for this long is lost.
 _LOST_AFTER_S = 60.0
 _MOST_CONNECTIONS = 4096
-_QUEUE_PER_SLOT = 32
+_QUIET_S = 2.0
 # Of batch transform: MaxConcurrentTransforms x MaxPayloadInMB is at most 100 MB.
 _BATCH_MIB = 100
 
@@ -80,10 +82,11 @@ class Stack:
             models=self._models,
         )
         self._control.start(routes.answer)
-        path = self._place.folder / "haproxy.cfg"
-        path.write_text(front.configuration(self._front))
-        self._front.loaded_models.write_text("")
-        processes.start("front", [front.haproxy(), "-db", "-f", str(path)], env=env, noise=front.NOISE)
+        text = self._place.folder / "haproxy.cfg"
+        text.write_text(front.configuration(self._front))
+        for path in (self._front.loaded_models, self._front.answered):
+            path.write_text("")
+        processes.start("front", [front.haproxy(), "-db", "-f", str(text)], env=env, noise=front.NOISE)
         properties = mms.properties(
             self._place,
             self._shape,
@@ -113,27 +116,40 @@ class Stack:
 
     def info(self) -> dict[str, Any]:
         """What /info answers."""
-        limits = {"max_payload_bytes": self._config.max_payload_bytes, "deadline_s": self._config.deadline_s}
-        if self._artifact is None:
-            return {"multi_model": True, "limits": limits}
-        manifest = self._artifact.manifest
+        answer: dict[str, Any] = {"multi_model": self._models is not None, "limits": self._limits()}
+        if self._models:
+            models = self._models.all()
+            return {**answer, "models": {model.name: self._describe(model.manifest, model.name) for model in models}}
+        assert self._artifact is not None  # noqa: S101  there is one in this mode
+        return {**answer, **self._describe(self._artifact.manifest, MODEL)}
+
+    def _limits(self) -> dict[str, float]:
+        return {
+            "max_payload_bytes": self._config.max_payload_bytes,
+            "max_pixels": MAX_PIXELS,
+            "max_instances": MAX_INSTANCES,
+            "deadline_s": self._config.deadline_s,
+            "queue_length": self._shape.queue_length,
+        }
+
+    def _describe(self, manifest: Manifest, model: str) -> dict[str, Any]:
         return {
             "model": {"architecture": manifest.architecture, "version": manifest.version, "created": manifest.created},
             "class_names": list(manifest.class_names),
             "metrics": dict(manifest.metrics),
             "precision": manifest.precision,
             "confidence_threshold": manifest.confidence_threshold,
-            "embedding_length": self._control.fleet.embedding_lengths.get(MODEL),
-            "limits": limits,
+            "embedding_length": self._control.fleet.embedding_lengths.get(model),
         }
 
     def metrics(self) -> bytes:
         """What /metrics answers: workers' figures, ours, and HAProxy's."""
         try:
             _, figures = request(f"unix:{self._front.figures}", "GET", FIGURES, timeout_s=2)
+            counted = FrontRuntime(self._front).answered()
         except (OSError, HTTPException):
-            figures = b""  # HAProxy is on its way out.
-        return exposition(self._place.metrics, self._gauges) + figures
+            figures, counted = b"", {}  # HAProxy is on its way out.
+        return exposition(self._place.metrics, lambda: [answers(counted), *self._gauges()]) + figures
 
     def _gauges(self) -> Iterator[Metric]:
         fleet = self._control.fleet
@@ -142,10 +158,12 @@ class Stack:
             yield gauge("kennel_workers", "Workers that are loaded", {"model": model}, count)
         yield gauge("kennel_workers_ended", "Workers that have ended since the start", {}, fleet.ended)
         yield gauge("kennel_ready", "What /ping says: 1 for 200", {}, self.ready())
+        served = {model.name: model.manifest for model in self._models.all()} if self._models else {}
         if self._artifact:
-            manifest = self._artifact.manifest
-            labels = {"architecture": manifest.architecture, "version": manifest.version}
-            yield gauge("kennel_model_info", "The model that is served", labels, 1)
+            served = {MODEL: self._artifact.manifest}
+        for name, manifest in served.items():
+            labels = {"model": name, "architecture": manifest.architecture, "version": manifest.version}
+            yield gauge("kennel_model_info", "What is served under a name", labels, 1)
 
     def execution_parameters(self) -> dict[str, Any]:
         """How batch transform should call: as many calls at once as there are workers, one photo each."""
@@ -192,13 +210,24 @@ class Stack:
             )
 
     def drain(self, processes: Processes) -> None:
-        """Answer what was accepted, for at most DRAIN_S, while /ping says 503."""
+        """Answer what was accepted, for at most DRAIN_S, while nothing new is.
+
+        A client that keeps its connection may have sent a request at this moment: it has _QUIET_S to be heard.
+        """
         self._draining = True
         log("serve", "draining")
+        runtime = FrontRuntime(self._front)
         deadline = time.monotonic() + DRAIN_S - 1
-        processes.signal("front", signal.SIGUSR1)
-        while processes.exit_code("front") is None and time.monotonic() < deadline:
-            processes.wait(_TICK_S)
+        with suppress(OSError):  # Not yet there, or gone.
+            runtime.stop_listening()
+            quiet_until = time.monotonic() + _QUIET_S
+            while runtime.requests() or (runtime.connections() and time.monotonic() < quiet_until):
+                if time.monotonic() > deadline:
+                    log("serve", "the time to drain is over", unanswered=runtime.requests())
+                    return
+                if runtime.requests():
+                    quiet_until = time.monotonic() + _QUIET_S
+                processes.wait(_TICK_S)
 
     def _front_config(self) -> FrontConfig:
         return FrontConfig(
@@ -208,7 +237,8 @@ class Stack:
             control=f"unix@{self._control.http_address}",
             slots=self._shape.slots,
             large_bodies=self._shape.large_bodies,
-            queue_length=self._shape.slots * _QUEUE_PER_SLOT,
+            queue_length=self._shape.queue_length,
+            most_bodies=self._shape.most_bodies,
             max_connections=_max_connections(self._machine),
             max_payload_bytes=self._config.max_payload_bytes,
             queue_s=self._config.queue_s,
@@ -258,13 +288,15 @@ def _choose_shape(config: ServeConfig, machine: Machine, artifact: Artifact | No
         shape = choose_shape(config, machine, manifest.files[manifest.network].bytes)
     else:
         shape = choose_multi_model_shape(config, machine)
-    where = f"torch on {machine.gpus} GPU(s)" if machine.gpus else f"ONNX Runtime on {machine.cpus:g} CPUs"
+    engine = "torch" if machine.gpus else "ONNX Runtime"
     log(
         "serve",
-        f"{shape.workers} worker(s) a model of {shape.threads} thread(s), {where}",
-        engine="torch" if machine.gpus else "onnxruntime",
+        f"{engine}, {shape.workers} worker(s) a model of {shape.threads} thread(s)",
+        reason=_reason(config, machine, shape),
         network=artifact.manifest.network if artifact else None,
         cpus=machine.cpus,
+        gpus=machine.gpus,
+        driver=driver_version() or None,
         memory_limit_mib=machine.memory_bytes >> 20,
         memory_planned_mib=shape.total_mib,
         memory_reason=shape.reason,
@@ -272,10 +304,31 @@ def _choose_shape(config: ServeConfig, machine: Machine, artifact: Artifact | No
     return shape
 
 
+def _reason(config: ServeConfig, machine: Machine, shape: Shape) -> str:
+    """Why this engine, so many workers, and so many threads."""
+    if machine.gpus:
+        engine, wanted, each = f"{machine.gpus} GPU(s) can be seen", machine.gpus, "GPU"
+    else:
+        engine, wanted, each = "no GPU can be seen", machine.cores, "core"
+    if config.workers:
+        workers = "workers as SAGEMAKER_MODEL_SERVER_WORKERS says"
+    elif config.multi_model:
+        workers = "one worker a model, so that many fit"
+    else:
+        workers = f"one worker a {each}" + (", fewer to fit in memory" if shape.workers < wanted else "")
+    threads = "threads as KENNEL_SERVE_THREADS says" if config.threads else "a thread a core, at most 4, none spinning"
+    return f"{engine}; {workers}; {threads}"
+
+
 def _place(config: ServeConfig, folder: Path, native: Path | None) -> MmsPlace:
     if native:
         return MmsPlace(folder=folder, inference=f"unix:{folder}/mms.sock", management=f"unix:{folder}/management.sock")
     log("serve", "no folder for Netty's library can be executed from: MMS uses TCP, and workers the ports from 9000 on")
+    if config.safe_ports and 9000 not in config.safe_ports:
+        raise ConfigError(
+            "multi-model-server needs the ports from 9000 on for its workers where /tmp is mounted noexec, and "
+            "SAGEMAKER_SAFE_PORT_RANGE leaves them out; mount /tmp with exec"
+        )
     first, second = _free_ports(config.safe_ports)
     _require_free(9000)
     return MmsPlace(folder=folder, inference=f"http://127.0.0.1:{first}", management=f"http://127.0.0.1:{second}")

@@ -31,14 +31,18 @@ WHITE = encoded(picture(SIZE, SIZE).point(lambda _: 255))
 PHOTO = encoded(picture(64, 48), "JPEG")
 
 
-def tiny_network(*, hangs_on_white: bool = False, classes: int = len(CLASSES)) -> bytes:
-    """An ONNX network: logits are the photo's mean colours; with `hangs_on_white`, a loop of 10^15 steps first."""
+def tiny_network(*, hangs_on_white: bool = False, classes: int = len(CLASSES), ballast: int = 0) -> bytes:
+    """An ONNX network: logits are the photo's mean colours; with `hangs_on_white`, a loop of 10^15 steps first.
+
+    `ballast` is a number of weights of no effect that are read for every photo.
+    """
     nodes = [
         helper.make_node("GlobalAveragePool", ["photos"], ["pooled"]),
         helper.make_node("Flatten", ["pooled"], ["colours"]),
         helper.make_node("Gemm", ["colours", "weight", "bias"], ["answer"]),
         *_loop(hangs_on_white),
-        helper.make_node("Identity", ["answer" if not hangs_on_white else "late_answer"], ["logits"]),
+        *_ballast(ballast),
+        helper.make_node("Identity", [_last(hangs_on_white, ballast)], ["logits"]),
     ]
     graph = helper.make_graph(
         nodes,
@@ -51,11 +55,30 @@ def tiny_network(*, hangs_on_white: bool = False, classes: int = len(CLASSES)) -
             numpy_helper.from_array(np.array(2.0, np.float32), "bright"),
             numpy_helper.from_array(np.array(10**15, np.float32), "for_ever"),
             numpy_helper.from_array(np.array(True), "true"),
+            *([numpy_helper.from_array(np.zeros((ballast, 1), np.float32), "ballast")] if ballast else []),
         ],
     )
     network = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.checker.check_model(network)
     return bytes(network.SerializeToString())
+
+
+def _last(hangs_on_white: bool, ballast: int) -> str:
+    if ballast:
+        return "heavy_answer"
+    return "late_answer" if hangs_on_white else "answer"
+
+
+def _ballast(count: int) -> list[onnx.NodeProto]:
+    """Adds the sum of `count` zeros, picked by a number that is known at run time alone: it cannot be folded away."""
+    if not count:
+        return []
+    return [
+        helper.make_node("ReduceMin", ["colours"], ["least"], keepdims=0),
+        helper.make_node("Mul", ["ballast", "least"], ["scaled"]),
+        helper.make_node("ReduceSum", ["scaled"], ["nothing"], keepdims=0),
+        helper.make_node("Add", ["answer", "nothing"], ["heavy_answer"]),
+    ]
 
 
 def _loop(wanted: bool) -> list[onnx.NodeProto]:
@@ -174,6 +197,24 @@ class Server:
 
     def child(self, name: str) -> int:
         return next(pid for pid, (parent, comm) in _processes().items() if parent == self.process.pid and comm == name)
+
+
+def pss_mib(root: int) -> int:
+    """The proportional set sizes of a process and all below it, together."""
+    table = _processes()
+    family, found = {root}, 0
+    while len(family) > found:
+        found = len(family)
+        family |= {pid for pid, (parent, _) in table.items() if parent in family}
+    return sum(_pss_kib(pid) for pid in family) // 1024
+
+
+def _pss_kib(pid: int) -> int:
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:
+        return 0  # It has just ended.
+    return int(text.split("\nPss:")[1].split()[0])
 
 
 def _processes() -> dict[int, tuple[int, str]]:

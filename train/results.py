@@ -23,6 +23,7 @@ class Results:
     test: Predictions | None = None
     int8: bytes | None = None
     int8_answers: Predictions | None = None
+    int8_maps: float | None = None  # the correlation of int8's heat maps with float32's
     verdict: Verdict | None = None
     calibration: Calibration | None = None
 
@@ -58,6 +59,8 @@ class Results:
                 "int8:accuracy_float32": self.verdict.accuracy_float32,
                 "int8:agreement": self.verdict.agreement,
             }
+        if self.int8_maps is not None:
+            metrics["int8:map_correlation"] = self.int8_maps
         if self.calibration is not None:
             metrics |= {
                 "calibration:ece_before": self.calibration.ece_before,

@@ -21,6 +21,7 @@ from train.calibration import calibrate
 from train.channels import Photo
 from train.export import build_network, versions, write_artifact
 from train.job import Job
+from train.map_fidelity import map_correlation
 from train.outcome import Outcome
 from train.predictions import Predictions, joined
 from train.quantization import LEAST_PHOTOS, answers, judge, quantize
@@ -115,6 +116,10 @@ def _answers(network: bytes | None, job: Job) -> Predictions | None:
 def save(model: ResNet, network: bytes, job: Job, results: Results) -> None:
     """Calibrate what is served, write the artifact, and the report beside it."""
     started = time.perf_counter()
+    head = model.fc.weight.detach().cpu().numpy()
+    if results.int8 is not None:
+        alike = map_correlation(network, results.int8, head, job.sets.photos.validation, job.spec)
+        results = replace(results, int8_maps=alike)
     if results.shipped is not None:
         results = replace(results, calibration=calibrate(results.shipped, coverage=job.config.coverage))
     with job.timeline.phase("export"):

@@ -31,7 +31,7 @@ ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("base")
-    write_artifact(folder / "model")
+    write_artifact(folder / "model", metrics={"validation:accuracy": 0.5})
     return folder
 
 
@@ -58,7 +58,8 @@ def test_a6_52_ping_is_answered_within_two_seconds(server: Server) -> None:
     assert time.monotonic() - started < 2
 
 
-def test_a6_54_a_photo_is_classified(server: Server, base: Path) -> None:
+def test_a6_54_and_a6_63_a_photo_is_classified(server: Server, base: Path) -> None:
+    """With the plain content type that data capture looks for."""
     answer = server.classify()
     assert answer.status == 200
     assert answer.headers["content-type"] == "application/json"
@@ -90,6 +91,17 @@ def test_a9_85_odd_photos_are_answered_as_the_predictor_answers_them(server: Ser
 def test_a9_82_the_photo_types_are_taken(server: Server, content_type: str) -> None:
     kind = {"image/png": "PNG", "image/webp": "WEBP", "image/bmp": "BMP"}.get(content_type, "JPEG")
     assert server.classify(encoded(picture(), kind), content_type).status == 200
+
+
+def test_a9_84_nothing_is_fetched_for_a_caller(server: Server) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as trap:
+        trap.settimeout(0.5)
+        url = f"http://127.0.0.1:{trap.getsockname()[1]}/photo.jpg"
+        body = json.dumps({"url": url, "instances": [{"url": url}, {"b64": url}]}).encode()
+        results = server.classify(body, "application/json").json["results"]
+        assert [result["error"]["code"] for result in results] == ["bad_request"] * 2
+        with pytest.raises(TimeoutError):
+            trap.accept()
 
 
 def test_a_photo_without_a_content_type_is_sniffed(server: Server) -> None:
@@ -222,7 +234,14 @@ def test_info_tells_what_is_served(server: Server, base: Path) -> None:
     assert info["class_names"] == list(CLASSES)
     assert info["embedding_length"] is None
     assert info["precision"] == "float32"
-    assert info["limits"] == {"max_payload_bytes": 6 * 1024**2, "deadline_s": 55}
+    assert info["metrics"] == {"validation:accuracy": 0.5}
+    assert info["limits"] == {
+        "max_payload_bytes": 6 * 1024**2,
+        "max_pixels": 64_000_000,
+        "max_instances": 128,
+        "deadline_s": 55,
+        "queue_length": 64,
+    }
 
 
 def test_the_tiny_network_tells_photos_apart(base: Path) -> None:
@@ -285,6 +304,12 @@ def test_a_request_has_two_log_lines_joined_by_its_id_and_ping_none(server: Serv
     )
     assert (front["source"], front["status"], front["inference_id"]) == ("front", 200, "theirs")
     assert front["total_ms"] >= front["worker_ms"] >= 0
+    assert front["bytes_in"] > len(PHOTO)
+    assert front["bytes_out"] > 0
+    assert front["queue_ms"] >= 0
+    assert worker["bytes"] == len(PHOTO)
+    assert worker["decode_ms"] > 0
+    assert 0 <= worker["queue_ms"] < 10_000
     assert (worker["source"], worker["photos"], worker["labels"]) == ("worker", ["64x48"], [label])
     assert worker["total_ms"] >= worker["inference_ms"] > 0
     assert not any(line.get("path") == "/ping" for line in server.lines())
@@ -307,9 +332,10 @@ def test_the_label_is_logged_only_if_asked_for(server: Server) -> None:
     assert "labels" not in line
 
 
-def test_a6_64_metrics_are_prometheus_s(server: Server) -> None:
+def test_a6_64_metrics_are_prometheus_s(server: Server, base: Path) -> None:
     server.classify()
     server.classify(b"no photo")
+    server.classify(content_type="text/plain")
     answer = server.call("GET", "/metrics")
     assert answer.headers["content-type"].startswith("text/plain")
     samples = {
@@ -320,10 +346,20 @@ def test_a6_64_metrics_are_prometheus_s(server: Server) -> None:
     model = ("model", "model")
     assert samples["kennel_responses_total", ("code", "200"), model] >= 1
     assert samples["kennel_responses_total", ("code", "400"), model] >= 1
-    assert samples["kennel_stage_seconds_count", model, ("stage", "decode")] >= 1
+    # The front's own answers are counted too, and /ping is not.
+    before = samples["kennel_answers_total", ("code", "415")]
+    server.classify(content_type="text/plain")
+    server.ping()
+    again = server.call("GET", "/metrics").body.decode()
+    assert f'kennel_answers_total{{code="415"}} {before + 1}' in again
+    for stage in ("queue", "decode", "inference", "total"):
+        assert samples["kennel_stage_seconds_count", model, ("stage", stage)] >= 1
     assert samples["kennel_confidence_count", model] >= 1
     assert sum(value for name, value in samples.items() if name[0] == "kennel_predictions_total") >= 1
     assert samples["kennel_workers", model] == 2
     assert samples["kennel_ready",] == 1
-    assert any(name[0] == "kennel_model_info" for name in samples)
+    assert samples["kennel_workers_ended",] == 0
+    version = load_manifest(base / "model").version
+    assert samples["kennel_model_info", ("architecture", "resnet18"), model, ("version", version)] == 1
+    assert sum(value for name, value in samples.items() if name[0] == "kennel_confidence_bucket") >= 1
     assert samples["haproxy_backend_current_queue", ("proxy", "workers")] == 0

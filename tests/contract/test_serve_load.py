@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
+import json
 import resource
 import signal
 import socket
@@ -15,11 +17,13 @@ from pathlib import Path
 
 import pytest
 
+from serve.api import ATTRIBUTES_HEADER
 from tests.serving import PHOTO, WHITE, Server, running_server, tiny_network, write_artifact
 from tests.support import wait_until
 
 HEAD = f"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {len(PHOTO)}\r\n\r\n"
 REQUEST = HEAD.encode() + PHOTO
+ONE = {ATTRIBUTES_HEADER: "top_k=1"}
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +70,79 @@ def test_an_upload_that_does_not_end_is_408(server: Server) -> None:
     assert b"upload_too_slow" in body
 
 
-def test_clients_that_do_not_read_their_answers_take_no_worker_s_place(server: Server) -> None:
+@pytest.fixture(scope="module")
+def talkative(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of two thousand classes, whose answer to many photos has megabytes."""
+    base: Path = tmp_path_factory.mktemp("talkative")
+    names = tuple(f"class {number}" for number in range(2000))
+    write_artifact(base / "model", tiny_network(classes=2000), class_names=names, top_k=2000)
+    with running_server(base) as server:
+        yield server
+
+
+def test_clients_that_do_not_read_their_answers_take_no_worker_s_place(talkative: Server) -> None:
+    body = json.dumps({"instances": [{"b64": base64.b64encode(PHOTO).decode()}] * 64}).encode()
+    head = HEAD.replace("image/jpeg", "application/json").replace(str(len(PHOTO)), str(len(body)))
     with ExitStack() as stack:
-        for _ in range(20):
-            client = stack.enter_context(connect(server))
+        slow = [stack.enter_context(connect(talkative)) for _ in range(4)]
+        for client in slow:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-            client.sendall(REQUEST * 5)
-        assert server.classify().status == 200
+            client.sendall(head.encode() + body)
+        for client in slow:
+            assert client.recv(12) == b"HTTP/1.1 200"
+        for _ in range(10):
+            assert talkative.classify(headers=ONE).status == 200
+        assert talkative.ping() == 200
+        rest = int(slow[0].recv(4096).decode().lower().split("content-length: ")[1].split("\r\n")[0])
+        assert rest > 8 * 2**20  # More than HAProxy and the kernel hold for a client.
+
+
+def test_a6_52_ping_is_answered_within_two_seconds_under_full_load(server: Server) -> None:
+    stop, outcomes = threading.Event(), Counter[str]()
+    kinds = {"keep": True, "rest_s": 0.0}
+    threads = [
+        threading.Thread(target=_one_after_another, args=(server, outcomes, stop), kwargs=kinds) for _ in range(64)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        wait_until(lambda: outcomes["200"] > 200, timeout_s=30, what="two hundred answers")
+        for _ in range(20):
+            started = time.monotonic()
+            assert server.call("GET", "/ping", timeout_s=10).status == 200
+            assert time.monotonic() - started < 2
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert set(outcomes) <= {"200", "503"}, outcomes
+
+
+def test_bodies_beyond_the_front_s_memory_are_refused_and_ping_is_answered(server: Server) -> None:
+    """Each of these could fill a buffer of a MiB; as many as were planned for are taken in."""
+    planned = next(line["memory_reason"] for line in server.lines() if "memory_reason" in line)
+    most = int(planned.split("front with ")[1].split(" ")[0])
+    front = server.child("haproxy")
+    body = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 1048576\r\n\r\n" + b"x" * 1_000_000
+    before = rss_mib(front)
+    with ExitStack() as stack:
+        for _ in range(most):
+            stack.enter_context(connect(server)).sendall(body)
+        refused = 0
+        for _ in range(100):
+            with connect(server) as client, suppress(ConnectionError):
+                client.sendall(body)
+                status, text = read_answer(client)
+                refused += (status, b"overloaded" in text) == (503, True)
+        assert refused >= 50
+        assert server.ping() == 200
+        assert most / 2 < rss_mib(front) - before < most * 1.15
+    wait_until(lambda: server.classify().status == 200, timeout_s=20, what="an answer")
+
+
+def rss_mib(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) // 1024
 
 
 def test_a_thousand_connections_are_served(server: Server) -> None:
@@ -161,14 +231,22 @@ def test_clients_that_left_the_queue_are_forgotten(tmp_path: Path) -> None:
 
 
 def test_a6_56_sigterm_under_load_loses_no_accepted_request(tmp_path: Path) -> None:
+    """Neither of clients that connect anew for each, nor of those that keep their connection, busy or at rest."""
     write_artifact(tmp_path / "model")
     outcomes: Counter[str] = Counter()
     stop = threading.Event()
-    with running_server(tmp_path) as server:
-        threads = [threading.Thread(target=_one_after_another, args=(server, outcomes, stop)) for _ in range(8)]
+    with running_server(tmp_path) as server, ExitStack() as stack:
+        kinds = [(False, 0.0)] * 4 + [(True, 0.0)] * 4 + [(True, 0.02)] * 4
+        threads = [
+            threading.Thread(
+                target=_one_after_another, args=(server, outcomes, stop), kwargs={"keep": keep, "rest_s": rest}
+            )
+            for keep, rest in kinds
+        ]
         for thread in threads:
             thread.start()
         wait_until(lambda: outcomes["200"] > 100, timeout_s=20, what="a hundred answers")
+        stack.enter_context(connect(server))  # A connection at rest for good: it must not hold up the end.
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(25) == 0
         stop.set()
@@ -177,17 +255,28 @@ def test_a6_56_sigterm_under_load_loses_no_accepted_request(tmp_path: Path) -> N
     assert set(outcomes) <= {"200", "refused"}, outcomes
 
 
-def _one_after_another(server: Server, outcomes: Counter[str], stop: threading.Event) -> None:
-    """A connection a request: whoever is accepted must get an answer; whoever comes too late must be refused."""
-    while not stop.is_set():
+def _one_after_another(
+    server: Server, outcomes: Counter[str], stop: threading.Event, *, keep: bool, rest_s: float
+) -> None:
+    """Whoever is accepted must get an answer, until it is told that the connection ends; who comes late is refused."""
+    client: socket.socket | None = None
+    while not stop.wait(rest_s):
         try:
-            client = connect(server)
+            client = client or connect(server)
         except ConnectionRefusedError:
             outcomes["refused"] += 1
             return
-        with client:
-            try:
-                client.sendall(REQUEST)
-                outcomes[str(read_answer(client)[0])] += 1
-            except (OSError, http.client.HTTPException) as error:
-                outcomes[repr(error)] += 1
+        try:
+            client.sendall(REQUEST)
+            response = http.client.HTTPResponse(client)
+            response.begin()
+            response.read()
+            outcomes[str(response.status)] += 1
+        except (OSError, http.client.HTTPException) as error:
+            outcomes[repr(error)] += 1
+            return
+        if not keep or response.getheader("connection") == "close":
+            client.close()
+            client = None
+    if client:
+        client.close()

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.serving import PHOTO, WHITE, Answer, Server, running_server, tiny_network, write_artifact
+from tests.serving import PHOTO, WHITE, Answer, Server, pss_mib, running_server, tiny_network, write_artifact
 from tests.support import wait_until
 
 
@@ -49,13 +51,18 @@ def load(server: Server, base: Path, name: str, folder: str | None = None) -> An
 
 
 def invoke(server: Server, name: str, photo: bytes = PHOTO, **options: Any) -> Answer:
-    return server.call("POST", f"/models/{name}/invoke", photo, {"Content-Type": "application/x-image"}, **options)
+    headers = {"Content-Type": "application/x-image", **options.pop("headers", {})}
+    return server.call("POST", f"/models/{name}/invoke", photo, headers, **options)
 
 
 def in_background(answers: list[Answer], server: Server, name: str, photo: bytes) -> threading.Thread:
     thread = threading.Thread(target=lambda: answers.append(invoke(server, name, photo)))
     thread.start()
     return thread
+
+
+def is_gone(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
 
 
 def test_a7_67_ping_is_200_with_no_model_loaded(server: Server) -> None:
@@ -100,12 +107,20 @@ def test_a7_69_one_model_is_described_or_404(server: Server, base: Path) -> None
 
 
 def test_a7_69_unloading_frees_the_memory(server: Server, base: Path) -> None:
+    """Measured: the proportional share of every process of the server, Java and HAProxy among them."""
+    write_artifact(base / "models" / "big" / "model", tiny_network(ballast=16 * 2**20))  # 64 MiB of weights
     load(server, base, "one")
-    assert server.workers()
-    starter = server.worker_starter()
-    assert server.call("DELETE", "/models/one").status == 200
-    assert not server.workers()
-    wait_until(lambda: not Path(f"/proc/{starter}").exists(), timeout_s=5, what="the starter to be gone")
+    server.call("DELETE", "/models/one")  # Whatever is kept after a first model is kept once.
+    before = pss_mib(server.process.pid)
+    for _ in range(2):
+        assert load(server, base, "one", str(base / "models" / "big" / "model")).status == 200
+        assert invoke(server, "one").status == 200
+        assert pss_mib(server.process.pid) - before > 60
+        starter = server.worker_starter()
+        assert server.call("DELETE", "/models/one").status == 200
+        assert not server.workers()
+        wait_until(partial(is_gone, starter), timeout_s=5, what="the starter to be gone")
+    assert pss_mib(server.process.pid) - before < 20
     assert server.call("DELETE", "/models/one").status == 404
     assert invoke(server, "one").status == 404
     assert load(server, base, "one").status == 200
@@ -126,6 +141,44 @@ def test_a7_68_urls_and_paths_outside_the_models_folder_are_refused(server: Serv
     assert answer.status == 400
     assert "must be a local folder in" in answer.json["error"]["message"]
     assert server.call("GET", "/models").json == {"models": []}
+
+
+def test_a7_68_links_out_of_the_models_folder_are_refused(server: Server, base: Path) -> None:
+    """A link to a folder outside, one folder within that is one, and a file that is one; a link within is taken."""
+    models = base / "models"
+    shutil.copytree(models / "one" / "model", models / "linked-file")
+    (models / "linked-file" / "model.onnx").unlink()
+    (models / "linked-file" / "model.onnx").symlink_to(base / "elsewhere" / "model.onnx")
+    (models / "nested").mkdir()
+    (models / "nested" / "inner").symlink_to(base / "elsewhere")
+    (models / "linked-folder").symlink_to(base / "elsewhere")
+    (models / "within").symlink_to(models / "one" / "model")
+    for name in ("linked-file", "nested", "linked-folder"):
+        answer = load(server, base, "x", str(models / name))
+        assert (answer.status, answer.json["error"]["code"]) == (400, "bad_request"), name
+        assert str(models) in answer.json["error"]["message"]
+    assert load(server, base, "x", str(models / "within")).status == 200
+
+
+def test_a7_70_the_caller_s_name_of_a_model_is_in_logs_and_metrics(server: Server, base: Path) -> None:
+    load(server, base, "one")
+    sent = {"X-Amzn-SageMaker-Target-Model": "dogs.tar.gz", "X-Request-Id": "target-1"}
+    assert invoke(server, "one", headers=sent).status == 200
+    assert invoke(server, "one", headers={"X-Amzn-SageMaker-Target-Model": "invented"}).status == 200
+
+    def lines() -> list[Any]:
+        return [line["target_model"] for line in server.lines() if line.get("request_id") == "target-1"]
+
+    wait_until(lambda: lines() == ["dogs.tar.gz"] * 2, timeout_s=5, what="both log lines")
+    metrics = server.call("GET", "/metrics").body.decode()
+    assert 'kennel_target_model{model="one",target_model="dogs.tar.gz"} 1.0' in metrics
+    assert "invented" not in metrics
+    assert 'kennel_model_info{architecture="one",model="one"' in metrics
+    info = server.call("GET", "/info").json
+    assert info["models"]["one"]["class_names"] == ["red", "green", "blue"]
+    # Figures of a model end with it: an endpoint loads and unloads for months.
+    server.call("DELETE", "/models/one")
+    assert 'model="one"' not in server.call("GET", "/metrics").body.decode()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from container.artifact import NETWORK, WEIGHTS, Manifest, load_manifest, save_artifact
-from container.errors import ArtifactError, NotAcceptableError
+from container.errors import ArtifactError, NotAcceptableError, ServingError
 from container.preprocessing import Preprocessing, preprocess
 from serve import codec
 from serve.api import JSON
@@ -33,10 +33,15 @@ SPEC = Preprocessing.for_image_size(64)
 PHOTO = encoded(picture(200, 150), "JPEG", quality=95)
 
 
-def save(folder: Path, head: nn.Module, **fields: Any) -> torchvision.models.ResNet:
+def save(folder: Path, head: nn.Module | None = None, **fields: Any) -> torchvision.models.ResNet:
     torch.manual_seed(0)
-    model = torchvision.models.resnet18(num_classes=5)
-    model.fc = head
+    model: torchvision.models.ResNet = getattr(torchvision.models, fields.get("architecture", "resnet18"))(
+        num_classes=5
+    )
+    model.fc = head or model.fc
+    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+        norm.running_mean = 0.1 * torch.randn(norm.num_features)
+        norm.running_var = 0.5 + torch.rand(norm.num_features)
     model.eval()
     draft = Manifest(
         **{
@@ -132,6 +137,30 @@ def test_torch_answers_as_onnx_runtime_does(tmp_path: Path, layers: int) -> None
         np.testing.assert_allclose(found, expected, atol=1e-4)
     assert [rebuilt.width(name) for name in names] == [onnx.width(name) for name in names]
     assert rebuilt.outputs >= onnx.outputs
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "resnet50"])
+def test_torch_in_half_precision_answers_nearly_the_same(tmp_path: Path, architecture: str) -> None:
+    """What a GPU runs (bfloat16), here on a CPU, which does it in the same rounding and slowly."""
+    save(tmp_path, architecture=architecture)
+    exact, half = (
+        TorchEngine(tmp_path, load_manifest(tmp_path), device="cpu", precision=precision).run(
+            preprocess(PHOTO, SPEC)[None], ["logits", "features", "maps"]
+        )
+        for precision in (torch.float32, torch.bfloat16)
+    )
+    for found, expected in zip(half, exact, strict=True):
+        assert found.dtype == np.float32
+        assert not np.array_equal(found, expected)
+        np.testing.assert_allclose(found, expected, atol=0.03 * np.abs(expected).max())
+
+
+def test_a6_66_a_gpu_that_torch_cannot_use_is_said_in_a_sentence(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU that works")
+    save(tmp_path)
+    with pytest.raises(ServingError, match=r"a GPU that torch .* cannot use .* serve on CPUs"):
+        Predictor.load(tmp_path, threads=1, device="cuda:0")
 
 
 def test_weights_of_another_network_are_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from container.errors import KennelError, NotAcceptableError, RequestError, UnsupportedMediaTypeError
 from serve import codec
-from serve.api import CSV, JSON, JSON_LINES, PHOTO_TYPES, PNG
+from serve.api import CSV, JSON, JSON_LINES, MAX_INSTANCES, PHOTO_TYPES, PNG
 from serve.options import Options, read_options
 
 
@@ -44,7 +44,7 @@ def test_a9_82_instances_are_read_each_with_its_own_error() -> None:
         b"[" * 200_000,
         b"\xff\xfe",
         b'{"instances": ' + b"9" * 10_000 + b"}",
-        json.dumps({"instances": [{}] * (codec.MAX_INSTANCES + 1)}).encode(),
+        json.dumps({"instances": [{}] * (MAX_INSTANCES + 1)}).encode(),
     ],
 )
 def test_a6_61_malformed_json_is_400(body: bytes) -> None:

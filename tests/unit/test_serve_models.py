@@ -25,6 +25,7 @@ def test_a7_68_too_little_memory_is_507_with_the_figures_and_leaves_nothing_behi
         slots=1,
         large_bodies=1,
         queue_length=1,
+        most_bodies=1,
         max_connections=1,
         max_payload_bytes=1,
         queue_s=1,

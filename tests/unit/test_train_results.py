@@ -22,6 +22,7 @@ from train.engine import session
 from train.figures import Figures, collect
 from train.graph import resnet_graph
 from train.heatmap import activation_map, overlay
+from train.map_fidelity import map_correlation
 from train.model import build_resnet
 from train.outcome import Epoch, Outcome
 from train.predictions import Predictions
@@ -94,6 +95,19 @@ def test_int8_answers_nearly_as_float32_does_and_the_same_each_time(tmp_path: Pa
     (maps, features) = engine.run(["maps", "features"], {"photos": preprocess(seen[0].path.read_bytes(), SPEC)[None]})
     assert maps.shape == (1, 512, 2, 2)
     np.testing.assert_allclose(maps.mean((2, 3)), features, atol=0.05)
+
+
+def test_int8_s_heat_maps_are_compared_with_float32_s(tmp_path: Path) -> None:
+    seen = photos(tmp_path / "photos", 12)
+    float32, layer = network()
+    head = layer.weight.detach().numpy()
+    int8 = quantize(float32, seen, SPEC)
+    alike = map_correlation(float32, int8, head, seen, SPEC)
+    assert alike is not None
+    assert 0.8 < alike < 1
+    assert map_correlation(float32, float32, head, seen, SPEC) == pytest.approx(1)
+    results = Results(outcome=Outcome(best=Epoch(1, 1.0, 0.5, 0.5, 0.5, 1.0, 1.0)), int8_maps=alike)
+    assert results.metrics()["int8:map_correlation"] == alike
 
 
 def flipped(found: Predictions, count: int) -> Predictions:
