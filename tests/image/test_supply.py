@@ -51,6 +51,7 @@ def test_the_sbom_lists_every_debian_package_of_the_image(engine: Engine, sbom: 
 def test_the_sbom_describes_the_image_and_nothing_of_its_build(sbom: dict[str, Any]) -> None:
     assert (sbom["bomFormat"], sbom["metadata"]["component"]["name"]) == ("CycloneDX", "kennel")
     assert listed(sbom, "golang") == set(), "syft itself is written in Go"
+    assert ("netty-codec-http", "4.1.91.Final") in listed(sbom, "maven"), "it lies in multi-model-server's jar"
     assert sbom["metadata"]["tools"]["components"][0]["name"] == "syft"
 
 
