@@ -1,9 +1,14 @@
 # A newcomer needs two of these: `make demo` and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help demo image page test test-slow bench lock lock-cpu
+.PHONY: help demo image sbom scan page test test-slow bench lock lock-cpu
 SHELL := /bin/sh
 # Programs that tests call, such as aws, come from the environment of the tests.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+# Every environment that the tests use.
+TESTED_WITH = .venv/ready .venv-sam/ready .venv-sdk/ready .venv-sdk3/ready
+# Debian's versions are not pinned: its security updates are wanted. Builders ship nothing, and pip's cache is BuildKit's.
+HADOLINT = --ignore DL3008 --ignore DL3009 --ignore DL3042
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -14,30 +19,37 @@ demo: .venv-deploy/ready ## train on real images in the container, serve the res
 image: ## build kennel:latest (container/build.sh lists the settings)
 	container/build.sh
 
+sbom: ## the image's SBOM (CycloneDX) and licences, into build/
+	container/sbom.sh
+
+scan: ## the same, and ask grype or trivy, if you have one, about vulnerabilities
+	container/sbom.sh scan
+
 page: .venv-deploy/ready ## the page for people, for a container that serves (CONTAINER=127.0.0.1:8080)
 	.venv-deploy/bin/python lambda/local.py --container $(or $(CONTAINER),127.0.0.1:8080)
 
-test: .venv/ready .venv-sam/ready .venv-sdk/ready ## lint, types, and every test but the slow ones
+test: $(TESTED_WITH) ## lint, types, and every test but the slow ones
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/shellcheck build_and_push.sh container/*.sh deploy/*.sh
+	.venv/bin/hadolint $(HADOLINT) container/Dockerfile
 	.venv/bin/mypy
 	if container/engine.sh ensure >/dev/null; then container/build.sh; fi
 	.venv/bin/pytest -m 'not slow'
 
-test-slow: .venv/ready .venv-sam/ready .venv-sdk/ready ## the tests that take minutes each
+test-slow: $(TESTED_WITH) ## the tests that take minutes each
 	.venv/bin/pytest -m slow
 
 bench: .venv/ready ## training, serving and Lambda beside the usual way, into docs/benchmarks.md (PART=serving: one)
 	.venv/bin/python -m tests.benchmarks $(PART)
 
 LOCK = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
-LOCKS = container/requirements container/requirements-torch-cuda deploy/requirements lambda/requirements
+LOCKS = container/requirements container/requirements-torch-cuda container/requirements-inventory deploy/requirements lambda/requirements
 
 lock: .venv/ready ## write the hashed locks anew from the .in files
 	$(LOCK) tests/requirements.in -o tests/requirements.txt
 	for lock in $(LOCKS); do $(LOCK) $$lock.in -c tests/requirements.txt -o $$lock.txt || exit 1; done
-	for part in sam sdk; do $(LOCK) tests/requirements-$$part.in -o tests/requirements-$$part.txt || exit 1; done
+	for part in sam sdk sdk3; do $(LOCK) tests/requirements-$$part.in -o tests/requirements-$$part.txt || exit 1; done
 
 lock-cpu: .venv/ready ## lock PyTorch's CPU wheels (TORCH_INDEX=their index)
 	$(LOCK) container/requirements-torch-cpu.in -c tests/requirements.txt -o container/requirements-torch-cpu.txt \
@@ -48,6 +60,7 @@ lock-cpu: .venv/ready ## lock PyTorch's CPU wheels (TORCH_INDEX=their index)
 .venv-deploy/ready: deploy/requirements.txt
 .venv-sam/ready: tests/requirements-sam.txt
 .venv-sdk/ready: tests/requirements-sdk.txt
-.venv/ready .venv-deploy/ready .venv-sam/ready .venv-sdk/ready:
+.venv-sdk3/ready: tests/requirements-sdk3.txt
+.venv-deploy/ready $(TESTED_WITH):
 	deploy/setup.sh $(@D) $<
 	touch $@

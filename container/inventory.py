@@ -2,14 +2,16 @@
 
 `python inventory.py FOUND FOLDER` reads what syft found (CycloneDX) and writes
 
-    FOLDER/sbom.cdx.json   the same, the image named as what it describes, licences added that syft did not see
+    FOLDER/sbom.cdx.json   the same, the image named as what it describes; licences, and Netty, that syft did not see
     FOLDER/licences.txt    a line for each component: name, version, licences, and where their text lies in the image
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
+import zipfile
 from collections.abc import Iterator
 from email.parser import HeaderParser
 from pathlib import Path
@@ -28,6 +30,8 @@ def main(found: Path, folder: Path) -> None:
         "name": "kennel",
         "licenses": [{"license": {"id": "Apache-2.0"}}],
     }
+    jars = {location for one in bom["components"] if (location := _location(one)).suffix == ".jar"}
+    bom["components"] += [component for jar in sorted(jars) for component in _netty(jar)]
     components = [component for component in bom["components"] if component["type"] == "library"]
     for component in components:
         if not component.get("licenses"):
@@ -65,9 +69,30 @@ def _text(component: dict[str, Any]) -> Path:
 
 def _location(component: dict[str, Any]) -> Path:
     """The file by which syft knew the component; of a Debian package its copyright."""
-    paths = {entry["name"]: entry["value"] for entry in component["properties"] if entry["name"].endswith(":path")}
+    properties = component.get("properties", [])
+    paths = {entry["name"]: entry["value"] for entry in properties if entry["name"].endswith(":path")}
     found: list[Path] = [_ROOT / path.lstrip("/") for path in paths.values()]
-    return next((path for path in found if path.name == "copyright"), found[0])
+    return next((path for path in found if path.name == "copyright"), found[0] if found else _ROOT)
+
+
+def _netty(jar: Path) -> list[dict[str, Any]]:
+    """Netty's parts in a jar that holds other people's classes without their names, as multi-model-server's does."""
+    with zipfile.ZipFile(jar) as archive:
+        entries = [entry for entry in archive.infolist() if entry.filename.endswith("io.netty.versions.properties")]
+        text = "".join(archive.read(entry).decode() for entry in entries)
+    return [
+        {
+            "bom-ref": f"pkg:maven/io.netty/{name}@{version}",
+            "type": "library",
+            "group": "io.netty",
+            "name": name,
+            "version": version,
+            "purl": f"pkg:maven/io.netty/{name}@{version}",
+            "licenses": [{"license": {"id": "Apache-2.0"}}],
+            "properties": [{"name": "kennel:location:path", "value": str(jar)}],
+        }
+        for name, version in sorted(set(re.findall(r"^(netty-[\w-]+)\.version=(\S+)", text, re.MULTILINE)))
+    ]
 
 
 def _classified(metadata: Path) -> list[str]:

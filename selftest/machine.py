@@ -49,7 +49,7 @@ def memory(env: Mapping[str, str] = os.environ, meminfo: Path = Path("/proc/memi
     machine = Machine.read()
     free = re.search(r"^MemAvailable:\s*(\d+) kB", meminfo.read_text(encoding="ascii"), re.MULTILINE)
     free_mib = min(int(free[1]) // 1024 if free else 0, machine.memory_bytes // MIB)
-    what = f"{machine.memory_bytes // MIB} MiB may be used, {free_mib} MiB of the machine's are free"
+    what = f"{machine.memory_bytes // MIB} MiB may be used, {free_mib} MiB are free"
     try:
         config = ServeConfig.from_env(env)
     except ConfigError as error:

@@ -33,19 +33,24 @@ class EngineError(Exception):
 
 def parity() -> Iterator[Finding]:
     """ONNX Runtime, torch, and what torch sees of GPUs."""
+    if FOLDER.is_dir():
+        yield from _engines(FOLDER)
+        return
     with tempfile.TemporaryDirectory(prefix="kennel-") as scratch:
-        folder = FOLDER
-        if not FOLDER.is_dir():
-            folder = Path(scratch) / "model"
-            _run("selftest.network", str(folder))
-            yield warning("network", "no network ships with this installation: one was made here", "use the image")
-        try:
-            verify_files(folder, load_manifest(folder))
-        except KennelError as error:
-            yield failed("network", str(error), "the image is damaged: pull it again by its digest")
-            return
-        yield from _onnxruntime(folder)
-        yield from _torch(folder)
+        folder = Path(scratch) / "model"
+        _run("selftest.network", str(folder))
+        yield warning("network", "no network ships with this installation: one was made here", "use the image")
+        yield from _engines(folder)
+
+
+def _engines(folder: Path) -> Iterator[Finding]:
+    try:
+        verify_files(folder, load_manifest(folder))
+    except KennelError as error:
+        yield failed("network", str(error), "the image is damaged: pull it again by its digest")
+        return
+    yield from _onnxruntime(folder)
+    yield from _torch(folder)
 
 
 def _onnxruntime(folder: Path) -> Iterator[Finding]:
@@ -104,5 +109,6 @@ def _run(module: str, *arguments: str) -> dict[str, Any]:
         raise EngineError(f"ended by {number.name}", _ENDINGS.get(number, "please report this with the machine's CPU"))
     if done.returncode > 0:
         words = done.stderr.strip().splitlines() or ["nothing"]
-        raise EngineError(f"failed; its last words: {words[-1]}", "the image is not whole: pull it again by its digest")
+        advice = "mend what failed above first; if that was nothing, pull the image again by its digest"
+        raise EngineError(f"failed; its last words: {words[-1]}", advice)
     return dict(json.loads(done.stdout or "{}"))

@@ -5,6 +5,7 @@ import sys
 
 from container.preprocessing import silence_pillow
 from train.entrypoint import main
+from train.rank import leave_failed, one_of_several
 
 
 def run() -> None:
@@ -12,7 +13,10 @@ def run() -> None:
     # loader's workers, for one) an epoch then takes many times as long (seen: no epoch in 100 s against 37 images/s).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     silence_pillow()
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    if code and one_of_several():
+        leave_failed(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from container.errors import TrainingError, UserError
 from train import toolkit
 from train.config import TrainConfig, describe, help_text, read_command_line, read_hyperparameters
 from train.failure import failure_text, write_failure
+from train.rank import one_of_several, run_rank
 from train.stop import STOP, Stopped
 from train.topology import Topology
 
@@ -40,7 +41,10 @@ def main(arguments: Sequence[str]) -> int:
         _prepare(paths)
         given = read_hyperparameters(paths.hyperparameters)
         config = TrainConfig.from_hyperparameters(given, read_command_line(arguments))
-        toolkit.run(functools.partial(train, paths, config, arguments), paths, given)
+        if one_of_several():
+            run_rank(paths, config)
+        else:
+            toolkit.run(functools.partial(train, paths, config, arguments), paths, given)
     except BaseException as error:  # The translator: SystemExit, too, must not pass for success.
         return _failed(paths, error)
     return 0
@@ -107,7 +111,8 @@ def _failed(paths: SageMakerPaths, error: BaseException) -> int:
         traceback.print_exception(error)
     text = failure_text(error)
     print(f"error: {text.partition(chr(10))[0]}", file=sys.stderr, flush=True)
-    write_failure(paths.failure, text)
+    if not (one_of_several() and paths.failure.exists()):  # What the first to fail said is the reason.
+        write_failure(paths.failure, text)
     return STOP.exit_code if isinstance(error, Stopped) else 1
 
 

@@ -1,4 +1,4 @@
-"""Run by the interpreter of .venv-sdk: SageMaker's own client plays the service, with real containers.
+"""Run by the interpreter of .venv-sdk3: SageMaker's own client plays the service, with real containers.
 
 Standard input: {"folder", "port", "training"?, "model"?, "photo"?}, whose dicts are those that boto3 would send.
 The last line of standard output is JSON: what training and the endpoint answered.
@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 import boto3
-from sagemaker.local import LocalSession  # type: ignore[import-not-found]  # lives in .venv-sdk
+from sagemaker.core.local import LocalSession  # type: ignore[import-not-found]  # lives in .venv-sdk3
 
 PATIENCE_S = 120
 

@@ -1,6 +1,8 @@
-"""The jobs' and the endpoint's own dicts through the SageMaker SDK's LocalSession, on real containers.
+"""The SageMaker SDK's local mode, a client that nobody here wrote, on real containers.
 
-S3 is moto's; the dicts are sent as they are, but for the image, which is the local one instead of ECR's.
+Version 2 as its users call it: Estimator, deploy, Predictor, transformer, with files instead of S3. Version 3's
+LocalSession takes the jobs' and the endpoint's own dicts, with moto's S3; they are sent as they are, but for the image,
+which is the local one instead of ECR's.
 """
 
 from __future__ import annotations
@@ -64,8 +66,15 @@ def rooms(engine: Engine, tmp_path: Path) -> Iterator[Path]:
             engine("network", "rm", *networks)
 
 
-def _play(order: dict[str, Any], rooms: Path, aws_env: dict[str, str]) -> dict[str, Any]:
-    python = tool(".venv-sdk", "python")
+def _play(
+    order: dict[str, Any],
+    rooms: Path,
+    aws_env: dict[str, str],
+    *,
+    environment: str = ".venv-sdk3",
+    program: str = "local_session.py",
+) -> dict[str, Any]:
+    python = tool(environment, "python")
     on_path("docker-compose", "docker-compose")
     nowhere = {
         "HTTPS_PROXY": "http://127.0.0.1:9",
@@ -73,7 +82,7 @@ def _play(order: dict[str, Any], rooms: Path, aws_env: dict[str, str]) -> dict[s
         "NO_PROXY": "127.0.0.1,localhost",
     }
     done = subprocess.run(
-        [python, Path(__file__).with_name("local_session.py")],
+        [python, Path(__file__).with_name(program)],
         input=json.dumps({"folder": str(rooms), "port": free_port(), **order}),
         env={**os.environ, **aws_env, **nowhere, "PATH": f"/usr/bin:{os.environ['PATH']}"},
         capture_output=True,
@@ -138,3 +147,26 @@ def test_two_hosts_train_from_our_own_dict(aws: Aws, digits: Path, rooms: Path, 
     trained = _play({"training": _request(aws, instances=2)}, rooms, aws_env)["training"]
     assert trained["state"] == "Completed"
     assert {"manifest.json", "model.onnx"} <= _files(trained["artifact"])
+
+
+@pytest.mark.parametrize("instances", [1, 2])
+def test_an_estimator_trains_and_what_it_trained_is_deployed_and_transforms(
+    engine: Engine, rooms: Path, tmp_path: Path, aws_env: dict[str, str], instances: int
+) -> None:
+    write_digits(tmp_path / "training", per_class=16)
+    photos = write_digits(tmp_path / "digits", per_class=2, skip=16, classes=1) / "0"
+    order: dict[str, Any] = {
+        "image": IMAGE,
+        "training": str(tmp_path / "training"),
+        "hyperparameters": SMALL,
+        "instances": instances,
+    }
+    if instances == 1:  # What is served does not depend on it.
+        order["photos"] = str(photos)
+    answer = _play(order, rooms, aws_env, environment=".venv-sdk", program="sdk_estimator.py")
+    with tarfile.open(answer["artifact"].removeprefix("file://")) as archive:
+        assert {"manifest.json", "model.onnx"} <= {Path(name).name for name in archive.getnames()}
+    if instances == 1:
+        assert sorted(answer["transformed"]) == ["016.png.out", "017.png.out"]
+        for body in (answer["prediction"], *answer["transformed"].values()):
+            assert {one["label"] for one in body["predictions"]} == {"0", "1", "2"}

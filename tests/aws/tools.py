@@ -11,11 +11,12 @@ ROOT = Path(__file__).parents[2]
 _INSTALLS = {
     ".venv-sam": "aws-sam-cli",  # pins other versions of pydantic and boto3
     ".venv-sdk": "'sagemaker<3'",
+    ".venv-sdk3": "'sagemaker-core>=2'",
 }
 
 
 def tool(environment: str, program: str) -> Path:
-    """A program of .venv-sam or .venv-sdk; a skip that says how to install it where it is absent."""
+    """A program of one of these environments; a skip that says how to install it where it is absent."""
     path = ROOT / environment / "bin" / program
     if not path.exists():
         install = f"python -m venv {environment} && {environment}/bin/pip install {_INSTALLS[environment]}"

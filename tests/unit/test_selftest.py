@@ -84,7 +84,7 @@ def test_memory_that_others_hold_is_a_warning(tmp_path: Path) -> None:
     info.write_text("MemTotal: 99999999 kB\nMemAvailable:   102400 kB\n")
     (finding,) = machine.memory({}, info)
     assert finding.verdict is Verdict.WARNING
-    assert "100 MiB of the machine's are free" in finding.what
+    assert "100 MiB are free" in finding.what
 
 
 def test_settings_that_serving_refuses_fail() -> None:
