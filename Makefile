@@ -1,6 +1,6 @@
 # A newcomer needs two of these: `make demo` and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help demo image page test test-slow bench lock lock-cpu
+.PHONY: help demo image page test test-slow bench docs lock lock-cpu
 SHELL := /bin/sh
 # Programs that tests call, such as aws, come from the environment of the tests.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -30,6 +30,9 @@ test-slow: .venv/ready .venv-sam/ready .venv-sdk/ready ## the tests that take mi
 
 bench: .venv/ready ## training, serving and Lambda beside the usual way, into docs/benchmarks.md (PART=serving: one)
 	.venv/bin/python -m tests.benchmarks $(PART)
+
+docs: .venv/ready ## write docs/reference.md from the code
+	.venv/bin/python -m docs.reference
 
 LOCK = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 LOCKS = container/requirements container/requirements-torch-cuda deploy/requirements lambda/requirements
