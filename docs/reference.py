@@ -5,7 +5,6 @@ What a name means is said here where the code has no words for it; a name of the
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import json
 import re
@@ -29,6 +28,15 @@ from train.hyperparameters import Option, Range, limits
 ROOT: Final = Path(__file__).resolve().parents[1]
 PAGE: Final = ROOT / "docs/reference.md"
 
+_PROGRAMS: Final[Mapping[str, str]] = {
+    "train": "trains on the channels and leaves an artifact; `--help`, `--describe`",
+    "tune": "searches for hyperparameters on one machine; `--trials 20`, and values that are fixed",
+    "doctor": "looks at the photos that `train` would train on",
+    "import-weights": "makes an artifact of a state dict; `--weights`, `--classes`, `--model-dir`, `--image-size`, "
+    "`--top-k`, `--normalise`",
+    "serve": "serves the artifact in `/opt/ml/model`, or many",
+    "selftest": "says whether this image and this machine are fit",
+}
 # Environment variable -> the field of ServeConfig whose default it has, and what it is for.
 _SERVING: Final[Mapping[str, tuple[str, str]]] = {
     "SAGEMAKER_BATCH": ("batch", "set by batch transform: the deadline is longer"),
@@ -133,13 +141,8 @@ def _programs() -> Iterator[str]:
     yield "## Programs in the image"
     yield ""
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
-    rows = []
-    for name, entry in scripts.items():
-        path = entry.partition(":")[0].replace(".", "/").replace("__main__", "entrypoint")
-        words = ast.get_docstring(ast.parse((ROOT / f"{path}.py").read_text(encoding="utf-8"))) or ""
-        first = " ".join(words.split("\n\n")[0].split())
-        rows.append((f"`{name}`", re.sub(rf"^(The program )?`{name}`[:,]? ?", "", first)))
-    yield from _table(("program", ""), rows)
+    _same("programs", set(scripts), _PROGRAMS)
+    yield from _table(("program", ""), [(f"`{name}`", words) for name, words in _PROGRAMS.items()])
 
 
 def _hyperparameters() -> Iterator[str]:
