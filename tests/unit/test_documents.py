@@ -205,10 +205,13 @@ def test_every_alarm_is_explained() -> None:
     page = (ROOT / "docs/operations.md").read_text()
     values = {"Stage": "STAGE", "CodeKey": "x.zip", "ModelDataUrl": "s3://x/y", "EndpointRoleArn": "", "Bucket": ""}
     found = cloudformation.resources(read_template("app"), {**values, "ImageUri": "x"})
-    names = [properties["AlarmName"] for properties in found.values() if "AlarmName" in properties]
-    assert len(names) == read_template("app").count("AWS::CloudWatch::Alarm\n")
-    rows = re.findall(r"^\| `(kennel-STAGE-[a-z0-9-]+)` \| (.+) \| (.+) \| (.+) \|$", page, re.MULTILINE)
-    assert sorted(name for name, *_ in rows) == sorted(names)
+    alarms = {properties["AlarmName"]: properties for properties in found.values() if "AlarmName" in properties}
+    assert len(alarms) == read_template("app").count("AWS::CloudWatch::Alarm\n")
+    rows = re.findall(r"^\| `(kennel-STAGE-[a-z0-9-]+)` \| (.+?) \| (.+) \| (.+) \|$", page, re.MULTILINE)
+    assert sorted(name for name, *_ in rows) == sorted(alarms)
+    for name, rings_when, *_ in rows:
+        if points := alarms[name].get("DatapointsToAlarm"):
+            assert f"in {points} of {alarms[name]['EvaluationPeriods']} minutes" in rings_when, name
 
 
 def test_every_metric_of_serving_is_explained() -> None:
