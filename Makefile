@@ -1,6 +1,6 @@
 # A newcomer needs two of these: `make demo` and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help demo image sbom scan page test test-slow bench lock lock-cpu
+.PHONY: help demo image sbom scan page test test-slow bench docs lock lock-cpu
 SHELL := /bin/sh
 # Programs that tests call, such as aws, come from the environment of the tests.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -42,6 +42,9 @@ test-slow: $(TESTED_WITH) ## the tests that take minutes each
 
 bench: .venv/ready ## training, serving and Lambda beside the usual way, into docs/benchmarks.md (PART=serving: one)
 	.venv/bin/python -m tests.benchmarks $(PART)
+
+docs: .venv/ready ## write docs/reference.md from the code
+	.venv/bin/python -m docs.reference
 
 LOCK = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 LOCKS = container/requirements container/requirements-torch-cuda container/requirements-inventory deploy/requirements lambda/requirements

@@ -1,4 +1,4 @@
-"""Benchmarks, into docs/benchmarks.md and the README's excerpt of it. About 20 minutes on two idle cores.
+"""Benchmarks, into docs/benchmarks.md and the README's excerpt of it. About 25 minutes on two idle cores.
 
     python -m tests.benchmarks [head] [step] [waiting] [processes] [serving] [lambda]
         [--seconds 20] [--repeat 3] [--page docs/benchmarks.md]

@@ -38,7 +38,7 @@ def test_a_benchmark_that_fails_keeps_its_rows_and_the_others(tmp_path: Path) ->
     assert list(found) == ["first", "second"]
     assert "| **rate** | 30 /s | 10 /s | 3.00 | 2.5 times | reached |" in found["first"]
     assert "| start | 1.5 s |  |  | at most 1 s | missed |" in found["second"]
-    assert "Stopped by RuntimeError: no answers within 20 s." in found["second"]
+    assert "**Stopped by RuntimeError: no answers within 20 s**" in found["second"]
 
 
 def test_one_benchmark_measured_again_leaves_the_others(tmp_path: Path) -> None:

@@ -22,13 +22,6 @@ def test_readmes_first_screen_has_the_two_commands() -> None:
     assert re.search(r"^make test\b", first_screen, re.MULTILINE)
 
 
-def test_every_make_target_that_a_document_names_exists() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for document in ROOT.glob("*.md"):
-        named = set(re.findall(r"`make ([a-z-]+)|^make ([a-z-]+)", document.read_text(), re.MULTILINE))
-        assert {name for pair in named for name in pair if name} <= targets, document
-
-
 @pytest.mark.parametrize("name", ["container/build.sh", "container/engine.sh", "deploy/setup.sh", ".ci/run"])
 def test_scripts_can_be_run(name: str) -> None:
     path = ROOT / name
