@@ -225,6 +225,7 @@ def test_a9_81_errors_of_the_endpoint_are_mapped_and_tell_nothing_of_us(
     assert error["request_id"] == Context().aws_request_id
     assert direct == {"error": error}
     assert ("Retry-After" in response["headers"]) == (code in ("throttled", "overloaded", "model_not_ready"))
+    assert response["headers"].get("Retry-After", "None") == str(error.get("retry_after_s"))
     assert_nothing_leaks(response, direct)
     record = json.loads(capsys.readouterr().out.splitlines()[0])
     assert (record["status"], record["code"]) == (status, code)

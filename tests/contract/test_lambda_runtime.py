@@ -12,7 +12,9 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import boto3
 import botocore.exceptions
@@ -242,15 +244,20 @@ def test_in_the_emulator_that_aws_ships(root: Path, runtime: RuntimeStandIn, tmp
             config=Config(retries={"total_max_attempts": 1}),
         )
 
-        def invoke() -> dict[str, object] | None:
+        def invoke(name: str) -> dict[str, Any] | None:
             try:
-                payload = client.invoke(FunctionName="function", Payload=json.dumps(event("direct_image")))["Payload"]
+                payload = client.invoke(FunctionName="function", Payload=json.dumps(event(name)))["Payload"]
             except botocore.exceptions.EndpointConnectionError:
                 return None
-            answer: dict[str, object] = json.loads(payload.read())
+            answer: dict[str, Any] = json.loads(payload.read())
             return answer
 
-        assert wait_until(invoke, timeout_s=30, what="the emulator")["label"] == "Affenpinscher"
+        first = wait_until(partial(invoke, "direct_image"), timeout_s=30, what="the emulator")
+        later = {name: invoke(name) or {} for name in ("rest_api_photo", "function_url_page", "direct_url")}
+
+        assert first["label"] == "Affenpinscher"
+        assert [later[name].get("statusCode") for name in later] == [200, 200, None]
+        assert later["direct_url"]["error"]["code"] == "url_not_allowed"
     finally:
         emulator.terminate()
         emulator.wait(10)
