@@ -6,6 +6,8 @@ import io
 import json
 import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -24,6 +26,7 @@ from botocore.config import Config
 
 from deploy.lambda_zip import build
 from tests.lambda_runtime import (
+    AWS_ENV,
     SECRETS,
     Call,
     Environment,
@@ -94,6 +97,32 @@ def test_a_photo_through_a_function_url(warm: Function, runtime: RuntimeStandIn)
         response = httpx.post(f"{address}/", content=encoded(picture(), "JPEG"), headers={"Content-Type": "image/jpeg"})
 
     assert response.json()["label"] == "Affenpinscher"
+
+
+BLOCKS = dict(
+    re.findall(r"^```(python|bash)\n(.*?)^```", (REPOSITORY / "docs/lambda.md").read_text(), re.MULTILINE | re.DOTALL)
+)
+
+
+def test_the_documents_program_gets_its_label(warm: Function, tmp_path: Path) -> None:
+    (tmp_path / "dog.jpg").write_bytes(encoded(picture(), "JPEG"))
+    program = BLOCKS["python"].replace("kennel-dev-classify:live", "function")
+    with lambda_service(warm) as address:
+        env = {**os.environ, **AWS_ENV, "AWS_ENDPOINT_URL_LAMBDA": address}
+        done = subprocess.run((sys.executable, "-c", program), cwd=tmp_path, env=env, capture_output=True, text=True)
+
+    assert done.stdout == "Affenpinscher\n", done.stderr
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
+def test_the_documents_curl_gets_its_label(warm: Function, tmp_path: Path) -> None:
+    (tmp_path / "dog.jpg").write_bytes(encoded(picture(), "JPEG"))
+    with function_url(lambda value: warm.invoke(value).value) as address:
+        env = {**os.environ, **AWS_ENV, "AWS_SESSION_TOKEN": "token", "FUNCTION_URL": f"{address}/"}
+        command = ("sh", "-c", BLOCKS["bash"])
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+
+    assert json.loads(done.stdout)["label"] == "Affenpinscher"
 
 
 def test_cold_and_warm_calls_are_told_apart_in_the_log(root: Path, runtime: RuntimeStandIn) -> None:
