@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import signal
+import socket
 import subprocess
 import sys
 import zipfile
@@ -210,6 +211,16 @@ def test_make_page_says_what_to_do_where_no_container_answers() -> None:
     assert result.returncode == 1
     assert "no container answers" in result.stderr
     assert "docker run" in result.stderr
+
+
+def test_make_page_says_what_to_do_where_its_port_is_taken(address: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = (sys.executable, LOCAL, "--container", address, "--port", str(port))
+        result = subprocess.run(command, capture_output=True, text=True)
+
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"the page cannot be shown on port {port} (Address already in use); choose")
 
 
 def test_make_page_asks_the_container_itself(address: str) -> None:

@@ -331,6 +331,7 @@ def test_a_model_without_heat_maps_says_so_and_the_answer_stays(page: Page) -> N
     page.wait("#explain").click()
 
     page.wait("#wrong", "cannot show where it looked")
+    page.screenshot("no-heat-map")
     assert page.find("#label").text == "Affenpinscher"
     assert not page.find("#again").is_displayed()
 
