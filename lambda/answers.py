@@ -37,8 +37,10 @@ def answered(ask: Callable[[], Response], refuse: Callable[[Refusal], Response],
 def error(refusal: Refusal, record: Record) -> Response:
     # A message may quote what was sent, half a surrogate pair included, which no UTF-8 can carry back.
     message = refusal.message.encode(errors="replace").decode()
-    content = {"status": refusal.status, "code": refusal.code, "message": message}
-    return {"error": {**content, "request_id": record.request_id}}
+    content = {"status": refusal.status, "code": refusal.code, "message": message, "request_id": record.request_id}
+    # In the body too: a direct invocation has no headers.
+    later = {} if refusal.retry_after_s is None else {"retry_after_s": refusal.retry_after_s}
+    return {"error": {**content, **later}}
 
 
 def proxy(status: int, body: str | bytes, content_type: str, headers: Mapping[str, str]) -> Response:

@@ -8,9 +8,10 @@ from typing import Any
 
 from config import Config
 from endpoint import Answer, Buckets, Endpoint
-from errors import Refusal, too_large
-from events import INLINE_BYTES, JSON, PNG, Request
+from errors import Refusal, timed_out, too_large
+from events import INLINE_BYTES, JSON, PNG
 from photos import Photo, acceptable_bytes, fitted
+from request import Request
 from telemetry import Record
 from urls import Fetcher
 
@@ -49,6 +50,8 @@ class Classifier:
         with record.timed("photo_ms"):
             photo = fitted(Photo.of(self._find(request)), self.config.max_image_bytes)
         record.note(photo_bytes=len(photo.data))
+        if record.elapsed_s > self.config.latest_call_s:
+            raise timed_out("photo_timeout", "the photo was ready too late to be sent to the endpoint in time")
         with record.timed("endpoint_ms"):
             return self.endpoint.invoke(photo, accept=accept, attributes=attributes, request_id=record.request_id)
 

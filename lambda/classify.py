@@ -20,6 +20,7 @@ from config import Config
 from endpoint import Buckets, SageMakerEndpoint
 from errors import ConfigError, Refusal
 from events import PNG
+from request import request_from_json
 from telemetry import Record
 from urls import Fetcher
 
@@ -97,7 +98,7 @@ class Application:
         legacy = self.classifier.config.legacy_response
 
         def ask() -> Response:
-            request = events.request_from_json(event)
+            request = request_from_json(event)
             if request.explain:
                 return _heat_map(self.classifier.heat_map(request, record), record)
             if legacy:

@@ -10,11 +10,13 @@ from typing import Any, Final
 
 from endpoint import CONNECT_TIMEOUT_S
 from errors import ConfigError
+from photos import can_scale
 
 # Real-time endpoints take 25 MB (serverless ones 4 MB: set MAX_IMAGE_BYTES).
 _DEFAULT_MAX_IMAGE_BYTES: Final = 25_000_000
 # SageMaker gives a container 60 s; a socket should wait 70 s for it (SageMaker Runtime, InvokeEndpoint).
 _DEFAULT_FUNCTION_TIMEOUT_S: Final = 75
+# For what takes no time worth a setting: to read an event, and to write an answer.
 _MARGIN_S: Final = 2
 
 
@@ -51,15 +53,24 @@ class Config:
 
     @property
     def fetch_timeout_s(self) -> float:
-        """How long a photo may take from S3 or a URL."""
+        """How long a photo may take from S3 or a URL, and a result to S3."""
         return min(10.0, self.function_timeout_s / 4)
 
     @property
     def read_timeout_s(self) -> float:
         """How long the endpoint may take, such that an answer always fits into the function's own time-out."""
-        fetches = self.allowed_buckets or self.allowed_url_hosts
-        before = CONNECT_TIMEOUT_S + (self.fetch_timeout_s if fetches else 0)
-        return self.function_timeout_s - before - _MARGIN_S
+        return self.function_timeout_s - CONNECT_TIMEOUT_S - self.latest_call_s
+
+    @property
+    def latest_call_s(self) -> float:
+        """Until when the endpoint may be asked, in seconds from the start: photos are fetched and scaled before."""
+        takes_time = self.allowed_buckets or self.allowed_url_hosts or can_scale()
+        return _MARGIN_S + (self.fetch_timeout_s if takes_time else 0)
+
+    @property
+    def latest_result_s(self) -> float:
+        """Until when a result may begin to be written to S3, in seconds from the start."""
+        return self.function_timeout_s - self.fetch_timeout_s
 
 
 def _misspelt(env: Mapping[str, str]) -> list[str]:

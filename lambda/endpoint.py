@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -20,15 +23,18 @@ from botocore.exceptions import (
     ReadTimeoutError,
 )
 
-from errors import Refusal, too_large
+from errors import Refusal, timed_out, too_large
 from events import S3Object
 from photos import Photo
 
 if TYPE_CHECKING:
+    from botocore.response import StreamingBody
     from mypy_boto3_s3.type_defs import GetObjectRequestTypeDef
     from mypy_boto3_sagemaker_runtime.type_defs import InvokeEndpointInputTypeDef, InvokeEndpointOutputTypeDef
 
 CONNECT_TIMEOUT_S: Final = 3
+_SHOWS_AT_ONCE_S: Final = 1
+_CHUNK_BYTES: Final = 65_536
 _RETRY_AFTER_S: Final = {"throttled": 1, "overloaded": 2, "model_not_ready": 10}
 
 
@@ -75,18 +81,22 @@ class SageMakerEndpoint:
             return Answer(answer["Body"].read(), answer["ContentType"])
         except ClientError as error:
             raise _refusal(error) from error
-        except ReadTimeoutError as error:
+        except (ConnectTimeoutError, ReadTimeoutError) as error:
             raise _timed_out() from error
-        except (HTTPClientError, EndpointConnectionError, ConnectTimeoutError, IncompleteReadError) as error:
+        except (HTTPClientError, EndpointConnectionError, IncompleteReadError) as error:
             raise _unreachable() from error
         except BotoCoreError as error:  # No credentials, no region.
             raise _misconfigured() from error
 
     def _invoke(self, call: InvokeEndpointInputTypeDef) -> InvokeEndpointOutputTypeDef:
+        started = time.monotonic()
         try:
             return self._client.invoke_endpoint(**call)
         except ConnectionClosedError:
-            # A kept connection dies unnoticed while Lambda freezes the environment; asking anew harms nobody.
+            # A kept connection dies unnoticed while Lambda freezes the environment, and that shows at once. One that
+            # breaks off later may be the endpoint's doing, and the time for a second attempt is gone.
+            if time.monotonic() - started > _SHOWS_AT_ONCE_S:
+                raise
             return self._client.invoke_endpoint(**call)
 
 
@@ -97,7 +107,7 @@ def refusal_of_model(status: int, body: str) -> Refusal:
     """
     if 400 <= status < 500:
         code, message = _container_error(body)
-        return Refusal(status, code, message)
+        return Refusal(status, code, message, retry_after_s=_RETRY_AFTER_S["throttled"] if status == 429 else None)
     if status == 503:
         return _later(503, "overloaded", "the endpoint has more requests than it can answer; try again")
     # SageMaker writes "server error (0) … timed out" of a container that took longer than its 60 s.
@@ -139,7 +149,7 @@ def _later(status: int, code: str, message: str) -> Refusal:
 
 
 def _timed_out() -> Refusal:
-    return Refusal(504, "endpoint_timeout", "the endpoint did not answer in time")
+    return timed_out("endpoint_timeout", "the endpoint did not answer in time")
 
 
 def _unreachable() -> Refusal:
@@ -152,45 +162,45 @@ def _misconfigured() -> Refusal:
 
 
 class Buckets:
-    """S3, within the allowed buckets alone."""
+    """S3, within the allowed buckets alone; `timeout_s` is for a whole object, read or written."""
 
     def __init__(self, allowed: frozenset[str], *, timeout_s: float) -> None:
         self._allowed = allowed
+        self._timeout_s = timeout_s
         if allowed:
+            # Two attempts that fail by time-out, one after the other, still end in time.
             config = Config(
-                connect_timeout=CONNECT_TIMEOUT_S,
-                read_timeout=timeout_s,
+                connect_timeout=timeout_s * 0.1,
+                read_timeout=timeout_s * 0.3,
                 retries={"total_max_attempts": 2, "mode": "standard"},
             )
             self._client = boto3.client("s3", config=config)
 
     def read(self, item: S3Object, *, max_bytes: int) -> bytes:
-        """Raises Refusal: 403 for a bucket that is not allowed, 404, 413, 500, 502."""
+        """Raises Refusal: 403 for a bucket that is not allowed, 404, 413, 502, 503, 504."""
         self._check(item.bucket)
+        deadline = time.monotonic() + self._timeout_s
         call: GetObjectRequestTypeDef = {"Bucket": item.bucket, "Key": item.key}
         if item.version:
             call["VersionId"] = item.version
         try:
             found = self._client.get_object(**call)
-            with found["Body"] as body:
+            # Not `with body`: that gives the stream beneath, whose errors are not boto3's.
+            with closing(found["Body"]) as body:
                 if found["ContentLength"] > max_bytes:
                     raise too_large(f"the object has {found['ContentLength']:,} bytes; at most {max_bytes:,} are taken")
-                return body.read()
-        except ClientError as error:
+                return _all_of(body, deadline)
+        except (ClientError, BotoCoreError) as error:
             raise _refusal_of_s3(error) from error
-        except BotoCoreError as error:
-            raise Refusal(502, "bucket_unreachable", "the bucket cannot be read at the moment") from error
 
     def write_json(self, item: S3Object, value: Mapping[str, Any]) -> None:
-        """Raises Refusal: 403, 500, 502."""
+        """Raises Refusal: 403, 404, 502, 503, 504."""
         self._check(item.bucket)
         body = json.dumps(value, ensure_ascii=False).encode()
         try:
             self._client.put_object(Bucket=item.bucket, Key=item.key, Body=body, ContentType="application/json")
-        except ClientError as error:
+        except (ClientError, BotoCoreError) as error:
             raise _refusal_of_s3(error) from error
-        except BotoCoreError as error:
-            raise Refusal(502, "bucket_unreachable", "the bucket cannot be written at the moment") from error
 
     def _check(self, bucket: str) -> None:
         if bucket not in self._allowed:
@@ -199,7 +209,24 @@ class Buckets:
             )
 
 
-def _refusal_of_s3(error: ClientError) -> Refusal:
+def _all_of(body: StreamingBody, deadline: float) -> bytes:
+    buffer = io.BytesIO()
+    for chunk in body.iter_chunks(_CHUNK_BYTES):
+        if time.monotonic() > deadline:
+            raise _bucket_timed_out()
+        buffer.write(chunk)
+    return buffer.getvalue()
+
+
+def _bucket_timed_out() -> Refusal:
+    return timed_out("bucket_timeout", "the bucket did not give or take the object in time")
+
+
+def _refusal_of_s3(error: ClientError | BotoCoreError) -> Refusal:
+    if isinstance(error, ConnectTimeoutError | ReadTimeoutError):
+        return _bucket_timed_out()
+    if not isinstance(error, ClientError):
+        return Refusal(502, "bucket_unreachable", "the bucket cannot be reached at the moment")
     status = error.response["ResponseMetadata"]["HTTPStatusCode"]
     # Without the right to list a bucket, S3 answers 403 for a key that is missing.
     if status in (403, 404):

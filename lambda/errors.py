@@ -30,5 +30,9 @@ def too_large(message: str) -> Refusal:
     return Refusal(413, "payload_too_large", message)
 
 
+def timed_out(code: str, message: str) -> Refusal:
+    return Refusal(504, code, message)
+
+
 def unsupported(message: str) -> Refusal:
     return Refusal(415, "unsupported_media_type", message)

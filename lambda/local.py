@@ -145,7 +145,11 @@ def main() -> None:
             "-v $PWD/demo/opt-ml/model:/opt/ml/model:ro kennel serve"
         )
     function = application(endpoint)
-    with web_server(arguments.port, lambda event: function.handle(event, LocalContext())) as server:
+    try:
+        server = web_server(arguments.port, lambda event: function.handle(event, LocalContext()))
+    except OSError as error:
+        sys.exit(f"the page cannot be shown on port {arguments.port} ({error.strerror}); choose another with --port")
+    with server:
         print(f"the page is at http://127.0.0.1:{server.server_port}/ (Ctrl-C ends it)", flush=True)
         with suppress(KeyboardInterrupt):
             server.serve_forever()

@@ -9,8 +9,9 @@ import answers
 import events
 from answers import Response
 from classifier import Classifier
-from errors import Refusal
-from events import Request, S3Object
+from errors import Refusal, timed_out
+from events import S3Object
+from request import Request
 from telemetry import Record
 
 
@@ -35,6 +36,8 @@ def _file_result(item: S3Object, classifier: Classifier, record: Record) -> Refu
     target = S3Object(bucket=item.bucket, key=f"{classifier.config.result_prefix}{item.key}.json")
     try:
         result = _result(item, classifier, record)
+        if record.elapsed_s > classifier.config.latest_result_s:
+            raise timed_out("result_timeout", "the result came too late to be written in time")
         classifier.buckets.write_json(target, {"source": vars(item), **result})
     except Refusal as refusal:
         record.refused(refusal)

@@ -36,6 +36,10 @@ class Record:
         self._started = time.monotonic()
         self._fields: dict[str, Any] = {"request_id": request_id}
 
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._started
+
     def note(self, **fields: Any) -> None:
         self._fields.update(fields)
 

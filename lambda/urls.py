@@ -16,7 +16,7 @@ from functools import cache
 from typing import Final
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
-from errors import Refusal, too_large, unsupported
+from errors import Refusal, timed_out, too_large, unsupported
 
 Resolve = Callable[[str], list[str]]
 Connect = Callable[[str, float], socket.socket]
@@ -86,7 +86,7 @@ class Fetcher:
                     url = urljoin(url, response.headers.get("Location", ""))
         except (OSError, http.client.HTTPException) as error:
             if time.monotonic() >= deadline:
-                raise Refusal(504, "url_timeout", f"the URL took longer than {self.timeout_s:g} s") from error
+                raise timed_out("url_timeout", f"the URL took longer than {self.timeout_s:g} s") from error
             raise _unavailable(_reason(error)) from error
         raise _unavailable(f"it leads through more than {_MAX_REDIRECTS} redirects")
 

@@ -14,6 +14,7 @@ from answers import Response
 from classifier import Classifier
 from errors import Refusal
 from events import JSON, PNG
+from request import Request, request_from_http
 from telemetry import Record
 
 _PAGE_POLICY: Final = (
@@ -33,7 +34,7 @@ def answer(event: Mapping[str, Any], classifier: Classifier, record: Record) -> 
     def ask() -> Response:
         http = events.http_request(event)
         if http.method == "POST":
-            return _posted(events.request_from_http(http), classifier, record, cors)
+            return _posted(request_from_http(http), classifier, record, cors)
         if http.method in ("GET", "HEAD"):
             return _page()
         if http.method == "OPTIONS" and cors:
@@ -47,7 +48,7 @@ def answer(event: Mapping[str, Any], classifier: Classifier, record: Record) -> 
     return answers.answered(ask, refuse, record)
 
 
-def _posted(request: events.Request, classifier: Classifier, record: Record, cors: Mapping[str, str]) -> Response:
+def _posted(request: Request, classifier: Classifier, record: Record, cors: Mapping[str, str]) -> Response:
     if request.explain:
         return answers.proxy(200, classifier.heat_map(request, record), PNG, cors)
     return answers.proxy(200, answers.to_json(classifier.classify(request, record)), JSON, cors)

@@ -49,7 +49,15 @@ def _head_row(weights: Path, index: int) -> Float32Array | None:
 
 
 def draw(data: bytes, heat: Float32Array, spec: Preprocessing) -> bytes:
-    """A PNG of what the network saw of the photo `data`, under `heat` in blue (least) to red (most)."""
+    """A PNG of what the network saw of the photo `data`, under `heat` in blue (least) to red (most).
+
+    Raises NotAcceptableError where the map has one place: there is no more and no less to show.
+    """
+    if heat.size == 1:
+        raise NotAcceptableError(
+            f"explain=cam: this network sees its {spec.crop_size} x {spec.crop_size} pixels as one place; networks of "
+            "64 x 64 and more have maps"
+        )
     scale = max(1, round(_SHOWN / spec.crop_size))
     larger = replace(spec, resize_size=spec.resize_size * scale, crop_size=spec.crop_size * scale)
     square = centre_square(open_photo(data, min_side=larger.resize_size), larger)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import re
+import socket
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -223,6 +225,7 @@ def test_a9_81_errors_of_the_endpoint_are_mapped_and_tell_nothing_of_us(
     assert error["request_id"] == Context().aws_request_id
     assert direct == {"error": error}
     assert ("Retry-After" in response["headers"]) == (code in ("throttled", "overloaded", "model_not_ready"))
+    assert response["headers"].get("Retry-After", "None") == str(error.get("retry_after_s"))
     assert_nothing_leaks(response, direct)
     record = json.loads(capsys.readouterr().out.splitlines()[0])
     assert (record["status"], record["code"]) == (status, code)
@@ -272,6 +275,43 @@ def test_a_connection_that_died_while_the_environment_was_frozen_is_made_anew(ru
     runtime.behave = lambda call: answers.pop(0)(call)
 
     assert function().handle(post(), Context())["statusCode"] == 200
+
+
+def test_an_answer_that_breaks_off_late_is_not_asked_for_again(runtime: RuntimeStandIn) -> None:
+    """A second attempt would not fit into the function's own time-out."""
+
+    def break_off(call: Call) -> None:
+        threading.Event().wait(1.3)
+
+    runtime.behave = break_off
+
+    assert function().handle(post(), Context())["statusCode"] == 502
+    assert len(runtime.calls) == 1
+
+
+def test_an_endpoint_that_takes_no_connection_is_a_504(
+    runtime: RuntimeStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A port whose queue of connections is full answers nothing, as a network that drops all packets does."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+        address = server.getsockname()
+        with ExitStack() as waiting:
+            for _ in range(8):
+                line = waiting.enter_context(socket.socket())
+                line.setblocking(False)
+                line.connect_ex(address)
+            monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", f"http://127.0.0.1:{address[1]}")
+            response = function().handle(post(), Context())
+
+    assert (response["statusCode"], runtime.calls) == (504, [])
+
+
+def test_a_photo_that_is_ready_too_late_is_not_sent(runtime: RuntimeStandIn) -> None:
+    """What is left of the function's time would not hold the endpoint's answer."""
+    response = function(function_timeout_s=-100).handle(post(), Context())
+
+    assert (response["statusCode"], "photo_timeout" in response["body"]) == (504, True)
+    assert runtime.calls == []
 
 
 def test_a_fault_of_our_own_is_a_500_without_a_traceback(

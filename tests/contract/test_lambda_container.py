@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import signal
+import socket
 import subprocess
 import sys
 import zipfile
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 import local
@@ -24,7 +27,7 @@ from deploy.lambda_zip import build
 from endpoint import SageMakerEndpoint
 from tests.containers import Engine
 from tests.lambda_runtime import ENDPOINT, SECRETS, Function, RuntimeStandIn, event, forward, function
-from tests.serving import WHITE, running_server, tiny_network, write_artifact
+from tests.serving import SIZE, WHITE, running_server, tiny_network, write_artifact
 from tests.support import encoded, free_port, odd_photos, picture, wait_until
 
 LOCAL = Path(local.__file__)
@@ -149,6 +152,41 @@ def test_a9_81_errors_by_their_real_causes(tmp_path: Path, monkeypatch: pytest.M
     assert all(answer["headers"]["Retry-After"] for answer in busy)
 
 
+def test_a9_81_a_network_that_fails_is_a_502(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's 500, whose cause is a look-up beyond the end of a table, for photos that are white."""
+    write_artifact(tmp_path / "model", _network_that_fails_on_white())
+    with running_server(tmp_path) as server, RuntimeStandIn(forward(f"127.0.0.1:{server.port}")) as runtime:
+        for name, value in runtime.env.items():
+            monkeypatch.setenv(name, value)
+        app = local.application(SageMakerEndpoint(ENDPOINT, read_timeout_s=30))
+        good, bad = (app.handle(image(data), local.LocalContext()) for data in (encoded(picture()), WHITE))
+
+    assert good["label"]
+    assert (bad["error"]["status"], bad["error"]["code"]) == (502, "endpoint_failed")
+    assert not [secret for secret in SECRETS if secret in json.dumps(bad)]
+
+
+def _network_that_fails_on_white() -> bytes:
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["photos"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["colours"]),
+        helper.make_node("ReduceMin", ["colours"], ["darkest"], keepdims=0),
+        helper.make_node("Greater", ["darkest", "bright"], ["is_white"]),
+        helper.make_node("Cast", ["is_white"], ["place"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "place"], ["found"]),
+        helper.make_node("Add", ["colours", "found"], ["logits"]),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array(2.0, np.float32), "bright"),
+        numpy_helper.from_array(np.zeros(1, np.float32), "table"),
+    ]
+    photos = helper.make_tensor_value_info("photos", TensorProto.FLOAT, ["batch", 3, SIZE, SIZE])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])
+    graph = helper.make_graph(nodes, "fails", [photos], [logits], constants)
+    network = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return bytes(network.SerializeToString())
+
+
 def test_make_page_shows_the_page_before_the_container(address: str) -> None:
     port = free_port()
     command = (sys.executable, LOCAL, "--container", f"http://{address}", "--port", str(port))
@@ -173,6 +211,16 @@ def test_make_page_says_what_to_do_where_no_container_answers() -> None:
     assert result.returncode == 1
     assert "no container answers" in result.stderr
     assert "docker run" in result.stderr
+
+
+def test_make_page_says_what_to_do_where_its_port_is_taken(address: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = (sys.executable, LOCAL, "--container", address, "--port", str(port))
+        result = subprocess.run(command, capture_output=True, text=True)
+
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"the page cannot be shown on port {port} (Address already in use); choose")
 
 
 def test_make_page_asks_the_container_itself(address: str) -> None:

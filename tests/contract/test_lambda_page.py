@@ -330,8 +330,10 @@ def test_a_model_without_heat_maps_says_so_and_the_answer_stays(page: Page) -> N
     page.choose()
     page.wait("#explain").click()
 
-    page.wait("#wrong", "two layers")
+    page.wait("#wrong", "cannot show where it looked")
+    page.screenshot("no-heat-map")
     assert page.find("#label").text == "Affenpinscher"
+    assert not page.find("#again").is_displayed()
 
 
 def test_a_model_that_is_not_confident_is_shown_as_such(page: Page) -> None:

@@ -6,13 +6,17 @@ import io
 import json
 import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
 import threading
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import boto3
 import botocore.exceptions
@@ -22,6 +26,7 @@ from botocore.config import Config
 
 from deploy.lambda_zip import build
 from tests.lambda_runtime import (
+    AWS_ENV,
     SECRETS,
     Call,
     Environment,
@@ -92,6 +97,32 @@ def test_a_photo_through_a_function_url(warm: Function, runtime: RuntimeStandIn)
         response = httpx.post(f"{address}/", content=encoded(picture(), "JPEG"), headers={"Content-Type": "image/jpeg"})
 
     assert response.json()["label"] == "Affenpinscher"
+
+
+BLOCKS = dict(
+    re.findall(r"^```(python|bash)\n(.*?)^```", (REPOSITORY / "docs/lambda.md").read_text(), re.MULTILINE | re.DOTALL)
+)
+
+
+def test_the_documents_program_gets_its_label(warm: Function, tmp_path: Path) -> None:
+    (tmp_path / "dog.jpg").write_bytes(encoded(picture(), "JPEG"))
+    program = BLOCKS["python"].replace("kennel-dev-classify:live", "function")
+    with lambda_service(warm) as address:
+        env = {**os.environ, **AWS_ENV, "AWS_ENDPOINT_URL_LAMBDA": address}
+        done = subprocess.run((sys.executable, "-c", program), cwd=tmp_path, env=env, capture_output=True, text=True)
+
+    assert done.stdout == "Affenpinscher\n", done.stderr
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
+def test_the_documents_curl_gets_its_label(warm: Function, tmp_path: Path) -> None:
+    (tmp_path / "dog.jpg").write_bytes(encoded(picture(), "JPEG"))
+    with function_url(lambda value: warm.invoke(value).value) as address:
+        env = {**os.environ, **AWS_ENV, "AWS_SESSION_TOKEN": "token", "FUNCTION_URL": f"{address}/"}
+        command = ("sh", "-c", BLOCKS["bash"])
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+
+    assert json.loads(done.stdout)["label"] == "Affenpinscher"
 
 
 def test_cold_and_warm_calls_are_told_apart_in_the_log(root: Path, runtime: RuntimeStandIn) -> None:
@@ -242,15 +273,20 @@ def test_in_the_emulator_that_aws_ships(root: Path, runtime: RuntimeStandIn, tmp
             config=Config(retries={"total_max_attempts": 1}),
         )
 
-        def invoke() -> dict[str, object] | None:
+        def invoke(name: str) -> dict[str, Any] | None:
             try:
-                payload = client.invoke(FunctionName="function", Payload=json.dumps(event("direct_image")))["Payload"]
+                payload = client.invoke(FunctionName="function", Payload=json.dumps(event(name)))["Payload"]
             except botocore.exceptions.EndpointConnectionError:
                 return None
-            answer: dict[str, object] = json.loads(payload.read())
+            answer: dict[str, Any] = json.loads(payload.read())
             return answer
 
-        assert wait_until(invoke, timeout_s=30, what="the emulator")["label"] == "Affenpinscher"
+        first = wait_until(partial(invoke, "direct_image"), timeout_s=30, what="the emulator")
+        later = {name: invoke(name) or {} for name in ("rest_api_photo", "function_url_page", "direct_url")}
+
+        assert first["label"] == "Affenpinscher"
+        assert [later[name].get("statusCode") for name in later] == [200, 200, None]
+        assert later["direct_url"]["error"]["code"] == "url_not_allowed"
     finally:
         emulator.terminate()
         emulator.wait(10)

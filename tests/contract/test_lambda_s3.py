@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
 import classify
+from endpoint import Buckets
+from errors import Refusal
+from events import S3Object
 from tests.lambda_runtime import (
     Context,
     RuntimeStandIn,
@@ -99,6 +106,82 @@ def test_an_object_over_the_limit_is_not_read(s3: S3Client, monkeypatch: pytest.
     assert (error["status"], "60,000,000 bytes" in error["message"]) == (413, True)
 
 
+class Slow(BaseHTTPRequestHandler):
+    """An S3 that gives an object of 16 MB in pieces, one a tenth of a second; of others a part, or no answer at all."""
+
+    protocol_version = "HTTP/1.1"
+    asked: ClassVar[list[str]] = []
+    over: ClassVar[threading.Event] = threading.Event()
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        if self.path.endswith("hangs"):
+            self.over.wait(30)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", "16000000")
+        self.end_headers()
+        if self.path.endswith("breaks"):
+            self.wfile.write(bytes(100_000))
+            self.close_connection = True
+            return
+        if self.path.endswith("stops"):
+            self.wfile.write(bytes(100_000))
+            self.over.wait(30)
+            return
+        with suppress(OSError):  # The client goes away: that is what is tested.
+            while not self.over.wait(0.1):
+                self.wfile.write(bytes(16_384))
+
+    do_PUT = do_GET
+
+    def log_message(self, format: str, *args: Any) -> None: ...
+
+
+@pytest.fixture
+def slow(runtime: RuntimeStandIn, monkeypatch: pytest.MonkeyPatch) -> Iterator[Buckets]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_port}")
+    Slow.asked.clear()
+    Slow.over.clear()
+    yield Buckets(frozenset({"photos"}), timeout_s=1)
+    Slow.over.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(("key", "attempts"), [("hangs", 2), ("drips", 1), ("stops", 1)])
+def test_a_bucket_that_takes_too_long_is_a_504(slow: Buckets, key: str, attempts: int) -> None:
+    with pytest.raises(Refusal) as error:
+        slow.read(S3Object(bucket="photos", key=key), max_bytes=20_000_000)
+
+    assert (error.value.status, error.value.code) == (504, "bucket_timeout")
+    assert len(Slow.asked) == attempts
+
+
+def test_an_object_that_breaks_off_is_a_502(slow: Buckets) -> None:
+    with pytest.raises(Refusal) as error:
+        slow.read(S3Object(bucket="photos", key="breaks"), max_bytes=20_000_000)
+
+    assert (error.value.status, error.value.code) == (502, "bucket_unreachable")
+
+
+def test_a_bucket_that_takes_no_result_is_a_504(slow: Buckets) -> None:
+    with pytest.raises(Refusal, match="in time") as error:
+        slow.write_json(S3Object(bucket="photos", key="results/hangs"), {})
+
+    assert error.value.status == 504
+
+
+def test_a9_80_two_attempts_at_a_bucket_fit_into_its_time(runtime: RuntimeStandIn) -> None:
+    settings: Any = Buckets(frozenset({"photos"}), timeout_s=10)._client.meta.config
+
+    attempts = settings.retries["total_max_attempts"]
+    assert (attempts, attempts * (settings.connect_timeout + settings.read_timeout) <= 10) == (2, True)
+
+
 def test_by_default_no_bucket_is_read(runtime: RuntimeStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ALLOWED_BUCKETS")
     classify.application.cache_clear()
@@ -164,6 +247,16 @@ def test_what_may_succeed_later_is_a_failure_that_lambda_tries_again(s3: S3Clien
     runtime.behave = photo_answer()
     classify.handler(event("s3_created"), Context())
     assert read(s3, RESULT)["label"] == "Affenpinscher"
+
+
+def test_a_result_that_comes_too_late_to_be_written_is_tried_again(s3: S3Client, runtime: RuntimeStandIn) -> None:
+    app = classify.application()
+    hurried = replace(app.classifier, config=replace(app.classifier.config, function_timeout_s=0))
+
+    with pytest.raises(RuntimeError, match="too late to be written"):
+        classify.Application(hurried).handle(event("s3_created"), Context())
+
+    assert (len(runtime.calls), RESULT in keys(s3)) == (1, False)
 
 
 def test_one_photo_that_fails_does_not_keep_others_from_their_results(s3: S3Client, runtime: RuntimeStandIn) -> None:

@@ -15,15 +15,13 @@ from errors import Refusal
 from events import (
     INLINE_BYTES,
     HttpRequest,
-    Request,
     S3Object,
     http_request,
     is_http,
     is_s3,
     new_objects,
-    request_from_http,
-    request_from_json,
 )
+from request import Request, request_from_http, request_from_json
 from tests.lambda_runtime import event
 from tests.support import encoded, picture
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,16 @@ def test_files_lean_on_python_boto3_and_each_other(path: Path) -> None:
 def test_no_file_hides_one_of_pythons_own() -> None:
     """Zipped flat, our files stand beside Python's on its path, and before them."""
     assert set(sys.stdlib_module_names) & OURS == set()
+
+
+def test_the_document_names_every_code_of_an_error() -> None:
+    """A code is the word after a status, or the first argument of what makes a time-out."""
+    source = "\n".join(path.read_text(encoding="utf-8") for path in FILES)
+    codes = set(re.findall(r'(?:\b[45]\d\d,|timed_out\()\s*"(\w+)"', source))
+    document = (SOURCE.parent / "docs/lambda.md").read_text(encoding="utf-8")
+
+    assert codes > {"throttled", "endpoint_timeout", "unreadable_photo", "bucket_not_allowed"}
+    assert {code for code in codes if f"`{code}`" not in document} == set()
 
 
 def test_what_ships_never_imports_what_does_not() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -10,8 +12,10 @@ import pytest
 from PIL import Image
 
 from container.preprocessing import Preprocessing, preprocess
+from deploy.lambda_zip import SOURCE
 from errors import Refusal
 from photos import Photo, acceptable_bytes, can_scale, fitted, sniff
+from tests.lambda_runtime import AWS_ENV
 from tests.support import encoded, odd_photos, picture
 
 KINDS = {"jpg": "image/jpeg", "png": "image/png", "gif": "image/gif", "webp": "image/webp", "bmp": "image/bmp"}
@@ -55,6 +59,60 @@ def test_an_orientation_is_applied_once() -> None:
 
     width, height = Image.open(io.BytesIO(photo.data)).size
     assert height > width
+
+
+def test_a_transparent_photo_is_turned_too() -> None:
+    """Transparency and orientation together, in every format that has both; on white as the endpoint shows it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    large = picture(1200, 900).convert("RGBA")
+    large.putalpha(Image.linear_gradient("L").resize(large.size))
+
+    for kind in ("PNG", "WEBP", "TIFF"):
+        data = encoded(large, kind, exif=exif.tobytes())
+        smaller = fitted(Photo.of(data), min(100_000, len(data) - 1))
+        difference = np.abs(preprocess(data, Preprocessing()) - preprocess(smaller.data, Preprocessing()))
+        assert difference.mean() < 0.05, kind
+
+
+def test_a_photo_with_broken_metadata_is_still_a_photo() -> None:
+    data = encoded(picture(1200, 900), "JPEG", quality=98, exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
+
+    assert fitted(Photo.of(data), 60_000).content_type == "image/jpeg"
+
+
+LARGEST = {
+    # As many pixels as are taken of each kind, near enough; the first is what a phone of 108 megapixels writes.
+    "JPEG": lambda: encoded(Image.new("RGB", (12_000, 9_000)), "JPEG"),
+    "progressive JPEG": lambda: encoded(Image.new("RGB", (7_000, 5_500)), "JPEG", progressive=True, subsampling=0),
+    "PNG": lambda: encoded(Image.new("RGB", (8_000, 7_400)), compress_level=1),
+    "transparent PNG": lambda: encoded(Image.new("RGBA", (6_500, 5_100)), compress_level=1),
+    "16 bits": lambda: encoded(Image.new("I;16", (5_700, 4_300)), compress_level=1),
+    "palette": lambda: encoded(Image.new("P", (5_700, 4_300)), transparency=3),
+}
+# Prints the peak in MB of a function that has its clients and a photo of 50 MB, and scales one of `LARGEST` down.
+SCALING = """
+import pathlib, sys
+from config import Config
+from endpoint import Buckets, SageMakerEndpoint
+from photos import SCALABLE_BYTES, Photo, fitted
+parts = SageMakerEndpoint("dogs", read_timeout_s=1), Buckets(frozenset({"photos"}), timeout_s=1)
+data = sys.stdin.buffer.read()
+ballast = b"x" * (SCALABLE_BYTES - len(data))
+fitted(Photo.of(data), 40_000)
+status = pathlib.Path("/proc/self/status").read_text()
+print(int(status.split("VmHWM:")[1].split()[0]) // 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", LARGEST)
+def test_the_functions_memory_suffices_for_the_largest_photos(kind: str) -> None:
+    env = {**os.environ, **AWS_ENV, "PYTHONPATH": str(SOURCE)}
+    done = subprocess.run((sys.executable, "-c", SCALING), input=LARGEST[kind](), capture_output=True, env=env)
+
+    assert done.returncode == 0, done.stderr.decode()
+    assert int(done.stdout) < 480  # Of 512; Lambda's own runtime takes the rest.
 
 
 def test_without_pillow_a_photo_over_the_limit_is_a_413_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:

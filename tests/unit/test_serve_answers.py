@@ -21,7 +21,7 @@ from container.errors import ArtifactError, NotAcceptableError, ServingError
 from container.preprocessing import Preprocessing, preprocess
 from serve import codec
 from serve.api import JSON
-from serve.explanation import class_activation_map
+from serve.explanation import class_activation_map, draw
 from serve.options import Options
 from serve.predictor import Predictor, softmax
 from serve.torch_engine import TorchEngine
@@ -93,6 +93,11 @@ def test_a_heat_map_is_the_photo_s_square_under_colours(predictor: Predictor) ->
     assert (image.format, image.size) == ("PNG", (448, 448))
     body = codec.encode([explained], predictor.manifest, many=False, content_type=JSON)
     assert json.loads(body.content)["heat_map"]["b64"]
+
+
+def test_a_map_of_one_place_shows_nothing_and_says_so() -> None:
+    with pytest.raises(NotAcceptableError, match="32 x 32 pixels as one place"):
+        draw(PHOTO, np.ones((1, 1), np.float32), Preprocessing.for_image_size(32))
 
 
 def test_an_embedding_is_what_the_network_pools(
