@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
-from deploy import doctor, endpoint, images, jobs, lambda_zip, quotas, releases, stacks, teardown
+from deploy import (
+    bill,
+    doctor,
+    endpoint,
+    images,
+    inventory,
+    jobs,
+    lambda_zip,
+    notifications,
+    quotas,
+    releases,
+    stacks,
+    teardown,
+)
 from deploy.aws import Aws
-from deploy.commands.common import Context, PlanOnly, Yes, aws_of, proceed, say
+from deploy.commands.common import NOTHING, Context, PlanOnly, Yes, aws_of, only_reads, proceed, say
 from deploy.errors import DeployError
 from deploy.plan import Plan, Step
+from deploy.pricing import load_prices
 
 Image = Annotated[str, typer.Option(help="Tag in ECR, or a digest URI as build_and_push.sh prints it.")]
 Model = Annotated[str, typer.Option(help="A finished job's name, or s3://…/model.tar.gz.")]
@@ -34,7 +49,12 @@ def base_apply(context: Context, plan: PlanOnly = False, yes: Yes = False) -> No
     """Make or update the base stack; a repository that build_and_push.sh has made is taken in."""
     aws = aws_of(context)
     doctor.require_credentials(aws)
-    _apply(aws, _base_stack(aws), ("bucket, roles and repository cost nothing; what lies in them does",), plan, yes)
+    rates = load_prices().rates
+    cost = (
+        f"nothing while empty; then ${rates['s3_gb_month']:.3f} a month for each GB of data and models, "
+        f"${rates['ecr_gb_month']:.2f} for each GB of image"
+    )
+    _apply(aws, _base_stack(aws), cost=cost, notes=(load_prices().caveat,), plan_only=plan, yes=yes)
 
 
 @endpoint_app.command("apply")
@@ -50,14 +70,10 @@ def endpoint_apply(
     release = endpoint.Release(
         image=images.image_uri(aws, image), model=artifact, code_key=f"functions/{code.sha256}.zip"
     )
+    quota = _quota_notes(aws)
     if not plan:
         _upload_code(aws, release.code_key, code.data)
-    try:
-        _apply(
-            aws, endpoint.app_stack(aws, release), (*_quota_notes(aws), *endpoint.cost_notes(aws.profile)), plan, yes
-        )
-    except DeployError as error:
-        raise DeployError(f"{error}\n{endpoint.why_it_failed(aws)}") from error
+    _apply_app(aws, endpoint.app_stack(aws, release), notes=quota, plan_only=plan, yes=yes)
 
 
 @endpoint_app.command("plan")
@@ -70,8 +86,11 @@ def endpoint_plan(context: Context, model: Model, image: Image = "latest") -> No
 def endpoint_status(
     context: Context,
     drift: Annotated[bool, typer.Option(help="Also look for what was changed by hand (takes a minute).")] = False,
+    plan: PlanOnly = False,
 ) -> None:
     """Whether it is in service, with which image, on how many instances, and what is alarming."""
+    if only_reads("the endpoint, its alarms, its stack and its log", plan_only=plan):
+        return
     aws = aws_of(context)
     found = endpoint.endpoint_status(aws)
     if found is None:
@@ -100,11 +119,12 @@ def endpoint_rollback(context: Context, plan: PlanOnly = False, yes: Yes = False
         raise DeployError(f"stack '{name}' is not there: nothing to roll back")
     if stack["StackStatus"] in stacks.HALF_WAY:
         step = Step("update", f"{name} is {stack['StackStatus']}: back to its last good state")
-        if proceed(Plan("rollback", (step,)), plan_only=plan, ask=True, yes=yes):
+        shown = Plan(title="rollback", steps=(step,), cost=bill.month_words(aws.profile))
+        if proceed(shown, plan_only=plan, ask=True, yes=yes):
             stacks.go_back(aws, name, say=say)
         return
     current = {entry["ParameterKey"]: entry["ParameterValue"] for entry in stack.get("Parameters", [])}
-    _apply(aws, releases.before(aws, name, current=current), endpoint.cost_notes(aws.profile), plan, yes)
+    _apply_app(aws, releases.before(aws, name, current=current), notes=(), plan_only=plan, yes=yes)
 
 
 @endpoint_app.command("destroy")
@@ -112,10 +132,35 @@ def endpoint_destroy(context: Context, plan: PlanOnly = False, yes: Yes = False)
     """Remove the app stack; data, models, images and roles of jobs stay."""
     aws = aws_of(context)
     name = aws.profile.app_stack
-    exists = stacks.describe(aws, name) is not None
-    step = Step("delete" if exists else "keep", f"stack {name}" if exists else f"stack {name} is not there")
-    if proceed(Plan("endpoint destroy", (step,)), plan_only=plan, ask=exists, yes=yes):
+    exists = stacks.exists(aws, name)
+    step = Step("delete", f"stack {name}") if exists else Step("keep", f"stack {name} is not there")
+    cost = f"nothing, and this is billed no longer: {bill.month_words(aws.profile)}" if exists else NOTHING
+    if proceed(Plan(title="endpoint destroy", steps=(step,), cost=cost), plan_only=plan, ask=exists, yes=yes):
+        teardown.remove_notifications(aws, say=say)
         stacks.delete(aws, name, say=say)
+
+
+@endpoint_app.command("notify")
+def endpoint_notify(
+    context: Context,
+    bucket: Annotated[str, typer.Argument(help="One of function.allowed_buckets.")],
+    prefix: Annotated[str, typer.Option(help="Of the photos' keys.")] = "photos/",
+    remove: Annotated[bool, typer.Option("--remove", help="Take the notification away.")] = False,
+    plan: PlanOnly = False,
+) -> None:
+    """Let a bucket tell the function of each new photo; answers go to its results/. Its other notifications stay."""
+    aws = aws_of(context)
+    ours = None if remove else notifications.entry(aws, prefix)
+    if ours:
+        notifications.require_function(aws, bucket)
+    found = notifications.current(aws, bucket)
+    place = f"s3://{bucket}/{prefix}" if ours else f"s3://{bucket}"
+    words = f"notification of {aws.profile.prefix} for {place}"
+    same = Step("keep", f"{words} is as it should be")
+    step = same if found == ours else Step("create" if ours else "delete", words, ours)
+    cost = "what the function and the endpoint cost for each photo that arrives" if ours else NOTHING
+    if proceed(Plan(title="notify", steps=(step,), cost=cost), plan_only=plan) and found != ours:
+        notifications.put(aws, bucket, ours)
 
 
 def destroy(
@@ -129,30 +174,59 @@ def destroy(
     if not everything:
         raise DeployError("`destroy --all` removes everything of a stage; `endpoint destroy` the endpoint alone")
     doctor.require_credentials(aws)
-    left = teardown.inventory(aws)
-    steps = tuple(Step("delete", f"{one.kind} {one.name}") for one in left)
+    teardown.require_repository_unused(aws)
+    left = inventory.take(aws)
+    steps = tuple(Step("delete", f"{one.kind} {one.name}") for one in left) or (Step("keep", "nothing is there"),)
     title = f"everything of {aws.profile.prefix} in account {aws.account}, {aws.profile.region}"
-    if proceed(Plan(title, steps), plan_only=plan, ask=bool(left), yes=yes):
+    cost = "nothing, and nothing of it is billed from then on" if left else NOTHING
+    if proceed(Plan(title=title, steps=steps, cost=cost), plan_only=plan, ask=bool(left), yes=yes):
         teardown.destroy(aws, say=say)
         teardown.prove_gone(aws)
-        say(f"nothing of {aws.profile.prefix} is left in account {aws.account}, {aws.profile.region}")
+        say(f"nothing of {aws.profile.prefix} is left in account {aws.account}, {aws.profile.region}:")
+        say(f"asked for, by name and by tag: {', '.join(inventory.LOOKS)}")
 
 
-def _apply(aws: Aws, stack: stacks.Stack, notes: tuple[str, ...], plan_only: bool, yes: bool) -> None:
+def _apply(
+    aws: Aws,
+    stack: stacks.Stack,
+    *,
+    cost: str,
+    notes: tuple[str, ...],
+    plan_only: bool,
+    yes: bool,
+    watch: Callable[[], None] | None = None,
+) -> None:
     changes = stacks.propose(aws, stack)
     steps = changes.steps or (Step("keep", f"stack {stack.name} is as it should be"),)
+    shown = Plan(title=f"stack {stack.name}", steps=steps, cost=cost, notes=notes)
     go_on = False
     try:
-        go_on = proceed(Plan(f"stack {stack.name}", steps, notes), plan_only=plan_only, ask=bool(changes.arn), yes=yes)
+        go_on = proceed(shown, plan_only=plan_only, ask=bool(changes.arn), yes=yes)
     finally:
         if not go_on:
             stacks.discard(aws, stack, changes)
     if go_on and changes.arn:
-        stacks.execute(aws, stack, changes, say=say)
+        stacks.execute(aws, stack, changes, say=say, watch=watch)
         releases.record(aws, stack)
     if go_on:
         for name, value in sorted(stacks.outputs(aws, stack.name).items()):
             say(f"{name}: {value}")
+
+
+def _apply_app(aws: Aws, stack: stacks.Stack, *, notes: tuple[str, ...], plan_only: bool, yes: bool) -> None:
+    """As `_apply`, and where it hangs or fails, with what the container has to say."""
+    try:
+        _apply(
+            aws,
+            stack,
+            cost=bill.month_words(aws.profile),
+            notes=(*notes, *endpoint.advice(aws.profile)),
+            plan_only=plan_only,
+            yes=yes,
+            watch=endpoint.StuckWatch(aws, say),
+        )
+    except stacks.StackFailed as error:
+        raise DeployError(f"{error}\n{endpoint.why_it_failed(aws)}") from error
 
 
 def _base_stack(aws: Aws) -> stacks.Stack:

@@ -67,12 +67,12 @@ def test_spot_has_checkpoints_and_time_to_wait(run: Run, ready: None, sent: Sent
     request = sent.one("CreateTrainingJob")
     assert request["EnableManagedSpotTraining"] is True
     assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 7200, "MaxWaitTimeInSeconds": 14400}
-    assert request["CheckpointConfig"]["S3Uri"] == f"s3://{BUCKET}/checkpoints/d"
+    assert request["CheckpointConfig"]["S3Uri"] == f"s3://{BUCKET}/checkpoints/d/"
 
 
 def test_a_job_that_continues_another_shares_its_checkpoints(run: Run, ready: None, sent: Sent) -> None:
     assert run("train", "--data", "dogs", "--image", URI, "--continue", "dogs-1").code == 0
-    assert sent.one("CreateTrainingJob")["CheckpointConfig"]["S3Uri"] == f"s3://{BUCKET}/checkpoints/dogs-1"
+    assert sent.one("CreateTrainingJob")["CheckpointConfig"]["S3Uri"] == f"s3://{BUCKET}/checkpoints/dogs-1/"
 
 
 def test_a_warm_pool_is_asked_for(run: Run, ready: None, sent: Sent) -> None:
