@@ -116,8 +116,8 @@ def _advice(profile: Profile) -> list[str]:
         )
     if endpoint.detailed_metrics and endpoint.variant != "serverless":
         notes.append(
-            f"detailed metrics are custom metrics: ${load_prices().rates['custom_metric_month']:.2f} a month for each, "
-            "and there are some tens of them for each instance"
+            "detailed_metrics adds some tens of metrics for each instance; where CloudWatch bills them as custom ones, "
+            f"each is ${load_prices().rates['custom_metric_month']:.2f} a month"
         )
     if profile.function.url == "public":
         notes.append(

@@ -129,7 +129,7 @@ def _training_status(aws: Aws, name: str) -> Status | None:
         kind="training",
         name=name,
         state=job["TrainingJobStatus"],
-        detail=job.get("SecondaryStatus", ""),
+        detail=job.get("SecondaryStatus", "").replace(job["TrainingJobStatus"], ""),  # they end on the same word
         failure=job.get("FailureReason", ""),
         artifact=job.get("ModelArtifacts", {}).get("S3ModelArtifacts", ""),
         seconds=job.get("BillableTimeInSeconds", 0),

@@ -8,7 +8,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 _COLOURS = {"create": "green", "update": "yellow", "delete": "red", "keep": "dim", "run": "cyan", "read": "dim"}
 
@@ -32,12 +31,11 @@ class Plan:
     notes: tuple[str, ...] = ()
 
     def show(self, console: Console, *, requests: bool = False) -> None:
-        """Print it; `requests` prints the full requests below the table."""
-        table = Table(title=escape(self.title), title_justify="left", box=None, pad_edge=False, show_header=False)
+        """Print it; `requests` prints the full requests below."""
+        console.print(f"[italic]{escape(self.title)}[/]")
         for step in self.steps:
-            table.add_row(f"[{_COLOURS[step.verb]}]{step.verb}[/]", escape(step.what))
-        console.print(table)
-        console.print(f"[bold]cost[/]    {escape(self.cost)}")
+            console.print(f"[{_COLOURS[step.verb]}]{step.verb:6}[/]  {escape(step.what)}")
+        console.print(f"[bold]{'cost':6}[/]  {escape(self.cost)}")
         for note in self.notes:
             console.print(f"[dim]·[/] {escape(note)}")
         for step in self.steps if requests else ():

@@ -16,7 +16,7 @@ from deploy.photo_doctor import PhotoDoctor
 from deploy.plan import Plan, Step
 from deploy.pricing import load_prices
 
-app = typer.Typer(no_args_is_help=True, help="Data sets in the bucket.")
+app = typer.Typer(no_args_is_help=True, help="`data push`: photos to the bucket, verified and resumable.")
 
 
 @app.callback()

@@ -34,7 +34,7 @@ Channels = Annotated[
 ]
 Resume = Annotated[str, typer.Option("--continue", metavar="JOB", help="Go on from this job's checkpoints.")]
 
-ec2_app = typer.Typer(no_args_is_help=True, help="The same training on an EC2 instance.")
+ec2_app = typer.Typer(no_args_is_help=True, help="`ec2 train`: the same training on an EC2 instance that ends itself.")
 
 
 @ec2_app.callback()

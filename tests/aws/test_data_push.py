@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from deploy.aws import Aws
 from deploy.errors import DeployError
 from tests.aws.conftest import BUCKET, Run, Sent
 from tests.aws.tools import ROOT
+from tests.containers import Engine
 from tests.support import encoded, picture, wait_until
 
 
@@ -140,3 +142,30 @@ def test_a_plan_sends_nothing(run: Run, base: None, dogs: Path, sent: Sent) -> N
 def test_a_folder_without_photos_is_a_sentence(run: Run, base: None, tmp_path: Path, argument: str, words: str) -> None:
     (tmp_path / "empty").mkdir()
     assert words in run("data", "push", "--no-doctor", tmp_path / argument).error
+
+
+# ---- the doctor looks first ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.image
+def test_the_doctor_of_the_image_looks_first(engine: Engine, run: Run, base: None, dogs: Path, sent: Sent) -> None:
+    planned = run("data", "push", dogs, "--plan")
+    assert "the doctor over the photos, here, in image" in planned.output
+    answer = run("data", "push", dogs)
+    assert answer.code == 0, answer.error
+    assert answer.output.index("data doctor:") < answer.output.index("12 files are in s3://")
+    sent.requests.clear()
+    assert "data doctor:" not in run("data", "push", dogs).output  # nothing new to look at
+
+
+@pytest.mark.image
+def test_photos_that_training_would_refuse_are_not_sent(engine: Engine, run: Run, base: None, dogs: Path) -> None:
+    shutil.rmtree(dogs / "train/001.Affenpinscher")
+    shutil.rmtree(dogs / "valid")
+    answer = run("data", "push", dogs)
+    assert answer.code == 1
+    assert "the doctor does not let" in answer.error
+    assert "1 class" in answer.error
+    assert "--no-doctor" in answer.error
+    assert _held() == {}
+    assert run("data", "push", dogs, "--no-doctor").code == 0

@@ -14,7 +14,7 @@ import boto3
 import httpx
 import pytest
 
-from deploy import releases
+from deploy import inventory, releases
 from deploy.aws import Aws
 from tests.aws.conftest import ACCOUNT, BUCKET, PROFILES, REGION, Run, Sent
 
@@ -100,11 +100,9 @@ def test_without_an_earlier_release_there_is_no_way_back(run: Run, ready: None) 
 
 @pytest.mark.parametrize("variant", ["serverless", "async", "multi-model"])
 def test_every_variant_can_be_applied(run: Run, ready: None, sent: Sent, tmp_path: Path, variant: str) -> None:
-    file = tmp_path / "variant.toml"
-    with_variant = PROFILES.replace("[shared.endpoint]", f'[shared.endpoint]\nvariant = "{variant}"')
-    off = ("[shared.function]", "[shared.function]\nenabled = false")
-    file.write_text(with_variant.replace(*off) if variant == "async" else with_variant)
-    answer = run("endpoint", "apply", "--model", MODEL, "--image", ONE, "--yes", profiles=file)
+    answer = run(
+        "endpoint", "apply", "--model", MODEL, "--image", ONE, "--yes", profiles=_of_variant(tmp_path, variant)
+    )
     assert answer.code == 0, answer.error
     assert _parameters(sent.one("CreateChangeSet"))["Variant"] == variant
 
@@ -150,6 +148,96 @@ def test_invoke_sends_the_photo_to_the_one_endpoint(
     assert json.loads(answer.output) == {"photo": str(photo), "label": "Affenpinscher"}
     request = sent.one("InvokeEndpoint")
     assert (request["EndpointName"], request["Body"]) == ("kennel-dev", b"a photo")
+
+
+def _of_variant(folder: Path, variant: str) -> Path:
+    """A profile whose endpoint is of this kind."""
+    file = folder / f"{variant}.toml"
+    text = PROFILES.replace("[shared.endpoint]", f'[shared.endpoint]\nvariant = "{variant}"')
+    off = ("[shared.function]", "[shared.function]\nenabled = false")
+    file.write_text(text.replace(*off) if variant == "async" else text)
+    return file
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    file = tmp_path / "dog.jpg"
+    file.write_bytes(b"a photo")
+    return file
+
+
+def test_an_asynchronous_endpoint_is_asked_by_way_of_the_bucket(
+    run: Run, in_service: None, sent: Sent, photo: Path, tmp_path: Path, aws_env: dict[str, str]
+) -> None:
+    outcomes = [{"data": json.dumps({"label": "Affenpinscher"})}, {"is_failure": True, "data": "no photo"}]
+    body = json.dumps({"results": outcomes, "region": REGION})
+    url = f"{aws_env['AWS_ENDPOINT_URL']}/moto-api/static/sagemaker/async-endpoint-results"
+    httpx.post(url, content=body, trust_env=False).raise_for_status()
+    file = _of_variant(tmp_path, "async")
+    answer = run("invoke", photo, profiles=file)
+    assert json.loads(answer.output) == {"photo": str(photo), "label": "Affenpinscher"}
+    place = sent.one("InvokeEndpointAsync")["InputLocation"].removeprefix(f"s3://{BUCKET}/")
+    s3: Any = boto3.client("s3")
+    assert s3.get_object(Bucket=BUCKET, Key=place)["Body"].read() == b"a photo"
+    photo.write_bytes(b"another")
+    assert "the endpoint refused the photo: no photo" in run("invoke", photo, profiles=file).error
+    assert "load-test its container with --url" in run("loadtest", photo, profiles=file).error
+
+
+def test_one_of_many_models_must_be_named(run: Run, in_service: None, sent: Sent, photo: Path, tmp_path: Path) -> None:
+    file = _of_variant(tmp_path, "multi-model")
+    assert "say which with --model" in run("invoke", photo, profiles=file).error
+    assert run("invoke", photo, "--model", "dogs.tar.gz", profiles=file).code == 0
+    assert sent.one("InvokeEndpoint")["TargetModel"] == "dogs.tar.gz"
+
+
+# ---- a bucket that tells the function of new photos ----------------------------------------------------------------
+
+
+@pytest.fixture
+def photos(in_service: None) -> str:
+    """A bucket that the profile lets the function read, with a notification of somebody else's."""
+    s3: Any = boto3.client("s3")
+    s3.create_bucket(Bucket="photos", CreateBucketConfiguration={"LocationConstraint": REGION})
+    others = {"TopicConfigurations": [{"Id": "theirs", "TopicArn": _TOPIC, "Events": ["s3:ObjectRemoved:*"]}]}
+    s3.put_bucket_notification_configuration(Bucket="photos", NotificationConfiguration=others)
+    return "photos"
+
+
+_TOPIC = f"arn:aws:sns:{REGION}:{ACCOUNT}:theirs"
+
+
+def _notifications(bucket: str) -> tuple[list[dict[str, Any]], list[str]]:
+    s3: Any = boto3.client("s3")
+    found = s3.get_bucket_notification_configuration(Bucket=bucket)
+    topics = [one["Id"] for one in found.get("TopicConfigurations", [])]
+    return found.get("LambdaFunctionConfigurations", []), topics
+
+
+def test_a_bucket_notifies_the_alias_and_keeps_its_other_notifications(run: Run, photos: str, sent: Sent) -> None:
+    for _ in range(2):
+        answer = run("endpoint", "notify", photos, "--prefix", "incoming/")
+        assert answer.code == 0, answer.error
+    assert len(sent.of("PutBucketNotificationConfiguration")) == 1  # the second time, there is nothing to do
+    (ours,), others = _notifications(photos)
+    assert ours["LambdaFunctionArn"] == f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:kennel-dev-classify:live"
+    assert ours["Filter"]["Key"]["FilterRules"] == [{"Name": "prefix", "Value": "incoming/"}]
+    assert others == ["theirs"]
+    assert run("endpoint", "notify", photos, "--remove").code == 0
+    assert _notifications(photos) == ([], ["theirs"])
+
+
+def test_a_bucket_does_not_notify_a_function_that_is_gone(run: Run, photos: str, aws: Aws) -> None:
+    run("endpoint", "notify", photos)
+    assert inventory.Left("notification of bucket", "photos") in inventory.take(aws)
+    assert run("endpoint", "destroy", "--yes").code == 0
+    assert _notifications(photos) == ([], ["theirs"])
+
+
+def test_a_bucket_that_the_function_may_not_read_does_not_notify_it(run: Run, photos: str) -> None:
+    assert "add it to function.allowed_buckets" in run("endpoint", "notify", "others").error
+    run("endpoint", "destroy", "--yes")
+    assert "there is no function to notify" in run("endpoint", "notify", photos).error
 
 
 def test_destroying_the_endpoint_leaves_data_and_base(run: Run, ready: None, sent: Sent) -> None:
