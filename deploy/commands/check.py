@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -64,7 +64,7 @@ def invoke(
         proceed(Plan(title="invoke", steps=(step,), cost=_calls_cost(aws)), plan_only=True)
         return
     for photo, data in read:
-        answer = json.loads(endpoint.invoke(aws, data, model=model))
+        answer = _parsed(endpoint.invoke(aws, data, model=model))
         say(json.dumps({"photo": str(photo), **(answer if isinstance(answer, dict) else {"answer": answer})}))
 
 
@@ -90,6 +90,13 @@ def loadtest(
         best = load.run(send, bodies, bound_ms=latency_ms, seconds=seconds, say=lambda found: say(_round_words(found)))
     say(f"holds {best.requests_per_s:.1f} requests/s with {best.clients} clients at p99 {best.p99_ms:.0f} ms")
     _show_sizing(aws, best, peak_per_s)
+
+
+def _parsed(answer: bytes) -> Any:
+    try:
+        return json.loads(answer)
+    except ValueError as error:
+        raise DeployError(f"the endpoint's answer is not JSON: {answer[:200]!r}") from error
 
 
 def _show_sizing(aws: Aws, best: load.Round, peak_per_s: float) -> None:

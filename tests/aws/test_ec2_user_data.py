@@ -1,8 +1,9 @@
 """The script that an EC2 instance runs, run for real: in a container of the image's base, on the real engine.
 
 Stand-ins: `dnf` installs `aws`, as on the minimal Amazon Linux that the machine image stands on; `aws` copies between
-folders and writes down log events; `docker login` and `docker pull` answer at once (the image is there), every other docker command is the engine's; `shutdown` is written down; the log driver is json-file,
-for awslogs needs an instance's credentials.
+folders and writes down log events; `docker login` and `docker pull` answer at once (the image is there), every other
+docker command is the engine's; `shutdown` is written down; the log driver is json-file, for awslogs needs an instance's
+credentials.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import pytest
 
 from deploy import inventory, releases
 from deploy.aws import Aws
-from tests.aws.conftest import ACCOUNT, BUCKET, PROFILES, REGION, Run, Sent
+from tests.aws.conftest import ACCOUNT, BUCKET, PROFILES, REGION, Run, Sent, delete_policies
 
 URI = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/kennel@sha256:"
 ONE, TWO = URI + "1" * 64, URI + "2" * 64
@@ -132,6 +132,16 @@ def test_status_says_what_is_in_service(run: Run, in_service: None) -> None:
     assert "endpoint kennel-dev: InService" in run("endpoint", "status").output
 
 
+_ANSWER = json.dumps({"label": "Affenpinscher"})
+
+
+def _will_answer(aws_env: dict[str, str], queue: str, *results: dict[str, Any]) -> None:
+    """Tell moto what its endpoint is to answer next."""
+    body = json.dumps({"results": results, "region": REGION})
+    url = f"{aws_env['AWS_ENDPOINT_URL']}/moto-api/static/sagemaker/{queue}"
+    httpx.post(url, content=body, trust_env=False).raise_for_status()
+
+
 def test_invoke_sends_the_photo_to_the_one_endpoint(
     run: Run, in_service: None, sent: Sent, tmp_path: Path, aws_env: dict[str, str]
 ) -> None:
@@ -139,10 +149,7 @@ def test_invoke_sends_the_photo_to_the_one_endpoint(
     photo.write_bytes(b"a photo")
     assert run("invoke", photo, "--plan").code == 0
     assert sent.of("InvokeEndpoint") == []
-    result = {"Body": json.dumps({"label": "Affenpinscher"}), "ContentType": "application/json"}
-    body = json.dumps({"results": [result], "region": REGION})
-    url = f"{aws_env['AWS_ENDPOINT_URL']}/moto-api/static/sagemaker/endpoint-results"
-    httpx.post(url, content=body, trust_env=False).raise_for_status()
+    _will_answer(aws_env, "endpoint-results", {"Body": _ANSWER, "ContentType": "application/json"})
     answer = run("invoke", photo)
     assert answer.code == 0, answer.error
     assert json.loads(answer.output) == {"photo": str(photo), "label": "Affenpinscher"}
@@ -169,10 +176,7 @@ def photo(tmp_path: Path) -> Path:
 def test_an_asynchronous_endpoint_is_asked_by_way_of_the_bucket(
     run: Run, in_service: None, sent: Sent, photo: Path, tmp_path: Path, aws_env: dict[str, str]
 ) -> None:
-    outcomes = [{"data": json.dumps({"label": "Affenpinscher"})}, {"is_failure": True, "data": "no photo"}]
-    body = json.dumps({"results": outcomes, "region": REGION})
-    url = f"{aws_env['AWS_ENDPOINT_URL']}/moto-api/static/sagemaker/async-endpoint-results"
-    httpx.post(url, content=body, trust_env=False).raise_for_status()
+    _will_answer(aws_env, "async-endpoint-results", {"data": _ANSWER}, {"is_failure": True, "data": "no photo"})
     file = _of_variant(tmp_path, "async")
     answer = run("invoke", photo, profiles=file)
     assert json.loads(answer.output) == {"photo": str(photo), "label": "Affenpinscher"}
@@ -184,23 +188,33 @@ def test_an_asynchronous_endpoint_is_asked_by_way_of_the_bucket(
     assert "load-test its container with --url" in run("loadtest", photo, profiles=file).error
 
 
-def test_one_of_many_models_must_be_named(run: Run, in_service: None, sent: Sent, photo: Path, tmp_path: Path) -> None:
+def test_one_of_many_models_must_be_named(
+    run: Run, in_service: None, sent: Sent, photo: Path, tmp_path: Path, aws_env: dict[str, str]
+) -> None:
     file = _of_variant(tmp_path, "multi-model")
     assert "say which with --model" in run("invoke", photo, profiles=file).error
-    assert run("invoke", photo, "--model", "dogs.tar.gz", profiles=file).code == 0
+    _will_answer(aws_env, "endpoint-results", {"Body": _ANSWER, "ContentType": "application/json"})
+    answer = run("invoke", photo, "--model", "dogs.tar.gz", profiles=file)
+    assert json.loads(answer.output)["label"] == "Affenpinscher"
     assert sent.one("InvokeEndpoint")["TargetModel"] == "dogs.tar.gz"
+
+
+def test_an_answer_that_is_none_of_ours_is_a_sentence(run: Run, in_service: None, photo: Path) -> None:
+    """Without being told, moto answers with `body`."""
+    assert "the endpoint's answer is not JSON: b'body'" in run("invoke", photo).error
 
 
 # ---- a bucket that tells the function of new photos ----------------------------------------------------------------
 
 
 @pytest.fixture
-def photos(in_service: None) -> str:
+def photos(in_service: None, sent: Sent) -> str:
     """A bucket that the profile lets the function read, with a notification of somebody else's."""
     s3: Any = boto3.client("s3")
     s3.create_bucket(Bucket="photos", CreateBucketConfiguration={"LocationConstraint": REGION})
     others = {"TopicConfigurations": [{"Id": "theirs", "TopicArn": _TOPIC, "Events": ["s3:ObjectRemoved:*"]}]}
     s3.put_bucket_notification_configuration(Bucket="photos", NotificationConfiguration=others)
+    sent.requests.clear()
     return "photos"
 
 
@@ -257,7 +271,7 @@ def test_destroy_all_leaves_nothing_and_proves_it(run: Run, ready: None, sent: S
     s3.delete_object(Bucket=BUCKET, Key="data/dogs/train/a/1.jpg")
     boto3.client("logs").create_log_group(logGroupName="/aws/sagemaker/Endpoints/kennel-dev")
     boto3.client("logs").create_log_group(logGroupName="/aws/sagemaker/Endpoints/another")
-    _detach_policies()
+    delete_policies()
     planned = run("destroy", "--all", "--plan")
     assert "bucket kennel-dev-" in planned.output
     assert "repository kennel" in planned.output
@@ -270,14 +284,6 @@ def test_destroy_all_leaves_nothing_and_proves_it(run: Run, ready: None, sent: S
     groups = [one["logGroupName"] for one in boto3.client("logs").describe_log_groups()["logGroups"]]
     assert groups == ["/aws/sagemaker/Endpoints/another"]
     assert run("destroy", "--all", "--yes").code == 0
-
-
-def _detach_policies() -> None:
-    """moto ends a role before the policies that are attached to it, and then cannot."""
-    iam: Any = boto3.client("iam")
-    for role in iam.list_roles()["Roles"]:
-        for policy in iam.list_attached_role_policies(RoleName=role["RoleName"])["AttachedPolicies"]:
-            iam.detach_role_policy(RoleName=role["RoleName"], PolicyArn=policy["PolicyArn"])
 
 
 def test_destroying_everything_must_be_said(run: Run, ready: None, sent: Sent) -> None:

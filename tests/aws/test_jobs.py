@@ -352,7 +352,7 @@ def test_a_further_channel_is_sent(run: Run, ready: None, sent: Sent) -> None:
 
 def test_warm_instances_are_told_of_and_let_go(aws: Aws) -> None:
     stubber = Stubber(aws.client("sagemaker"))
-    described = {**_TRAINING_JOB, "TrainingJobStatus": "Completed", "WarmPoolStatus": {"Status": "Available"}}
+    described = {**_TRAINING_JOB, "WarmPoolStatus": {"Status": "Available"}}
     stubber.add_response("describe_training_job", described, {"TrainingJobName": "dogs-1"})
     keep = {"KeepAlivePeriodInSeconds": 0}
     stubber.add_response(
@@ -370,6 +370,8 @@ def test_warm_instances_are_told_of_and_let_go(aws: Aws) -> None:
 _TRAINING_JOB: dict[str, Any] = {
     "TrainingJobName": "dogs-1",
     "TrainingJobArn": f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:training-job/dogs-1",
+    "TrainingJobStatus": "Completed",
+    "SecondaryStatus": "Completed",
     "ModelArtifacts": {"S3ModelArtifacts": ""},
     "AlgorithmSpecification": {"TrainingInputMode": "File"},
     "ResourceConfig": {},

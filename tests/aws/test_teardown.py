@@ -12,7 +12,7 @@ from botocore.stub import Stubber
 from deploy import inventory, jobs, teardown
 from deploy.aws import Aws
 from deploy.errors import DeployError
-from tests.aws.conftest import ACCOUNT, BUCKET, REGION, Run, Sent
+from tests.aws.conftest import ACCOUNT, BUCKET, REGION, Run, Sent, delete_policies
 
 TAGS = [{"Key": "project", "Value": "kennel"}, {"Key": "stage", "Value": "dev"}]
 OF_ANOTHER_STAGE = [{"Key": "project", "Value": "kennel"}, {"Key": "stage", "Value": "prod"}]
@@ -79,7 +79,8 @@ def planted(sent: Sent) -> set[str]:
     for name in ("kennel-dev", "kennel-dev-of-somebody"):
         cloudwatch.put_dashboard(DashboardName=name, DashboardBody="{}")
     iam: Any = boto3.client("iam")
-    document = json.dumps({"Version": "2012-10-17", "Statement": []})
+    statement = {"Effect": "Allow", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::kennel/*"}
+    document = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
     for name in ("kennel-dev-base-PullImage-1", "other"):
         iam.create_policy(PolicyName=name, PolicyDocument=document)
         iam.create_instance_profile(InstanceProfileName=name)
@@ -123,7 +124,7 @@ def test_the_logs_of_our_jobs_go_and_those_of_others_stay(aws: Aws, base: None) 
     for stream in ("dogs-1/algo-1-17", "dogs-2/algo-1-18", "dogs-10/algo-1-19"):
         logs.create_log_stream(logGroupName=jobs.TRAINING_LOGS, logStreamName=stream)
     assert list(inventory.job_logs(aws)) == ["dogs-1/algo-1-17", "dogs-2/algo-1-18"]
-    _detach_policies()
+    delete_policies()
     teardown.destroy(aws, say=lambda _: None)
     left = logs.describe_log_streams(logGroupName=jobs.TRAINING_LOGS)["logStreams"]
     assert [one["logStreamName"] for one in left] == ["dogs-10/algo-1-19"]
@@ -137,11 +138,3 @@ def test_a_repository_that_another_stage_uses_is_not_destroyed(run: Run, base: N
     assert answer.code == 1
     assert "repository 'kennel' belongs to this stage, and kennel-prod-app runs its image" in answer.error
     assert sent.writes == []
-
-
-def _detach_policies() -> None:
-    """moto ends a role before the policies that are attached to it, and then cannot."""
-    iam: Any = boto3.client("iam")
-    for role in iam.list_roles()["Roles"]:
-        for policy in iam.list_attached_role_policies(RoleName=role["RoleName"])["AttachedPolicies"]:
-            iam.detach_role_policy(RoleName=role["RoleName"], PolicyArn=policy["PolicyArn"])
