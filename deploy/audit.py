@@ -79,13 +79,20 @@ def judge_policy(document: dict[str, Any]) -> list[str]:
         if statement.get("Effect") != "Allow":
             continue
         actions, resources = as_list(statement.get("Action")), as_list(statement.get("Resource"))
-        if wide := [action for action in actions if action == "*" or action.endswith(":*")]:
+        if wide := [action for action in actions if "*" in action]:
             problems.append(f"allows {', '.join(wide)}")
-        if "*" in resources and (nameable := [action for action in actions if action not in WITHOUT_RESOURCE]):
-            problems.append(f"allows {', '.join(nameable)} on every resource")
+        nameable = [action for action in actions if action not in WITHOUT_RESOURCE]
+        if nameable and (every := [resource for resource in resources if _names_nothing(resource)]):
+            problems.append(f"allows {', '.join(nameable)} on every resource ({', '.join(every)})")
         if "NotAction" in statement or "NotResource" in statement:
             problems.append("allows everything but a list (NotAction, NotResource)")
     return problems
+
+
+def _names_nothing(resource: Any) -> bool:
+    """`*`, and ARNs such as arn:aws:s3:::* and arn:aws:s3:::*/*, whose name is nothing but wildcards."""
+    name = str(resource).split(":", 5)[-1]
+    return not name.strip("*/")
 
 
 def as_list(value: Any) -> list[Any]:

@@ -63,12 +63,13 @@ class Aws:
         return self._session
 
     def client(self, service: str) -> Any:
-        """The one client of a service: standard retries, time-outs that fit a 60 s invocation."""
+        """The one client of a service: standard retries, time-outs that fit a 60 s invocation, many threads."""
         if service not in self._clients:
             config = Config(
                 retries={"mode": "standard", "max_attempts": 5},
                 connect_timeout=10,
                 read_timeout=70,
+                max_pool_connections=64,
                 user_agent_extra="kennel",
             )
             with _translated(f"preparing to call {service}"):
@@ -129,6 +130,12 @@ class Aws:
 
     def role_arn(self, purpose: str) -> str:
         return f"arn:{self.partition}:iam::{self.account}:role/{self.profile.prefix}-{purpose}"
+
+    @property
+    def function_arn(self) -> str:
+        """The alias that callers use (deploy/templates/app.yaml gives it this name)."""
+        place = f"{self.profile.region}:{self.account}"
+        return f"arn:{self.partition}:lambda:{place}:function:{self.profile.prefix}-classify:live"
 
     def upload(self, path: Path, key: str, *, sha256: str, progress: Callable[[int], None] | None = None) -> None:
         """Put a file into the bucket; S3 checks every part by SHA-256, and the whole digest is kept beside it."""

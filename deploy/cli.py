@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from deploy.commands import check, data, stand, train, watch
+from deploy.commands import check, data, endpoint, stand, train, watch
 from deploy.commands.common import set_up
 from deploy.errors import DeployError
 
@@ -22,28 +22,27 @@ def stage(
     stage: Annotated[str, typer.Option("--stage", "-s", envvar="KENNEL_STAGE", help="dev, staging or prod.")] = "dev",
     profiles: Annotated[Path | None, typer.Option(help="Instead of deploy/profiles.toml.")] = None,
 ) -> None:
-    """From a laptop to AWS and back. Every command is safe to repeat; --plan shows and changes nothing."""
+    """From a laptop to AWS and back. Every command is safe to repeat; --plan shows what it would do and cost."""
     set_up(context, stage, profiles)
 
 
-app.add_typer(stand.base_app, name="base")
-app.add_typer(data.app, name="data")
-app.add_typer(train.ec2_app, name="ec2")
-app.add_typer(stand.endpoint_app, name="endpoint")
-for command in (
-    check.doctor,
-    watch.advise,
-    train.train,
-    train.tune,
-    watch.status,
-    watch.logs,
-    watch.stop,
-    check.invoke,
-    check.loadtest,
-    check.audit,
-    stand.destroy,
-):
-    app.command()(command)
+# In the order in which they are needed.
+_BEFORE, _TRAIN, _SERVE, _END = "Before", "Train", "Serve", "Watch the account, and end"
+app.command(rich_help_panel=_BEFORE)(check.doctor)
+app.command(rich_help_panel=_BEFORE)(watch.advise)
+app.add_typer(stand.base_app, name="base", rich_help_panel=_BEFORE)
+app.add_typer(data.app, name="data", rich_help_panel=_TRAIN)
+app.command(rich_help_panel=_TRAIN)(train.train)
+app.command(rich_help_panel=_TRAIN)(train.tune)
+app.add_typer(train.ec2_app, name="ec2", rich_help_panel=_TRAIN)
+app.command(rich_help_panel=_TRAIN)(watch.status)
+app.command(rich_help_panel=_TRAIN)(watch.logs)
+app.command(rich_help_panel=_TRAIN)(watch.stop)
+app.add_typer(endpoint.app, name="endpoint", rich_help_panel=_SERVE)
+app.command(rich_help_panel=_SERVE)(check.invoke)
+app.command(rich_help_panel=_SERVE)(check.loadtest)
+app.command(rich_help_panel=_END)(check.audit)
+app.command(rich_help_panel=_END)(stand.destroy)
 
 
 def main() -> None:

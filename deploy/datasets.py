@@ -29,6 +29,15 @@ class LocalFile:
     sha256: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """What a job trains on: S3 prefixes by channel, and how many photos the training channel holds."""
+
+    channels: dict[str, str]
+    photos: int
+    folder: Path | None = None  # where it lies here, if it has to be pushed first
+
+
 @dataclass(frozen=True)
 class Difference:
     """What lies between a folder and its prefix."""
@@ -106,14 +115,29 @@ def require_private_bucket(aws: Aws) -> None:
         )
 
 
-def channels(aws: Aws, name: str) -> dict[str, str]:
-    """The channels of data set NAME as it lies in the bucket. Raises DeployError where there is none."""
+def in_bucket(aws: Aws, name: str) -> DataSet:
+    """Data set NAME as it lies in the bucket. Raises DeployError where there is none."""
     root = f"data/{name}/"
     answer = aws.call("s3", "list_objects_v2", Bucket=aws.bucket, Prefix=root, Delimiter="/")
     folders = [entry["Prefix"].removeprefix(root).rstrip("/") for entry in answer.get("CommonPrefixes", [])]
     if not folders:
         raise DeployError(f"s3://{aws.bucket}/{root} holds no folders: `data push DIR --name {name}` first")
-    return channels_of(folders, f"s3://{aws.bucket}/{root}")
+    channels = channels_of(folders, f"s3://{aws.bucket}/{root}")
+    prefix = channels.get("training", root).removeprefix(f"s3://{aws.bucket}/")
+    photos = sum(1 for _ in aws.pages("s3", "list_objects_v2", "Contents", Bucket=aws.bucket, Prefix=prefix))
+    return DataSet(channels=channels, photos=photos)
+
+
+def in_folder(aws: Aws, folder: Path, name: str) -> DataSet:
+    """The folder as data set NAME, once it is pushed. Raises DeployError where it holds no folders."""
+    folders = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    if not folders:
+        raise DeployError(f"{folder} holds no folders; expected one with class folders, or train/ valid/ test/ of them")
+    root = f"s3://{aws.bucket}/data/{name}/"
+    channels = channels_of(folders, root)
+    training = folder / channels.get("training", root).removeprefix(root)
+    photos = sum(path.is_file() and not _hidden(path.relative_to(folder)) for path in training.rglob("*"))
+    return DataSet(channels=channels, photos=photos, folder=folder)
 
 
 def channels_of(folders: Iterable[str], root: str) -> dict[str, str]:

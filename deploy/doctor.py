@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from deploy import quotas, stacks
 from deploy.aws import Aws
 from deploy.datasets import require_private_bucket
 from deploy.errors import DeployError
+from deploy.programs import find_engine
 
 # Lambda keeps this many concurrent calls unreserved; a new account may have no more than these in all.
 _UNRESERVED = 100
@@ -24,17 +25,11 @@ class Finding:
 
 
 def examine(aws: Aws) -> list[Finding]:
-    """All checks, each on its own: one that fails does not hide another."""
-    checks: dict[str, Callable[[Aws], str]] = {
-        "credentials": _credentials,
-        "container engine": _engine,
-        "base stack": _base_stack,
-        "bucket": _bucket,
-        "quota for training": _training_quota,
-        "quota for the endpoint": _endpoint_quota,
-        "concurrency for the function": _concurrency,
-    }
-    return [_checked(what, check, aws) for what, check in checks.items()]
+    """All checks, each on its own: one that fails does not hide another, but without credentials none can be asked."""
+    here = [_checked(what, check, aws) for what, check in _HERE.items()]
+    if not here[-1].fine:
+        return here
+    return here + [_checked(what, check, aws) for what, check in _IN_THE_ACCOUNT.items()]
 
 
 def require_credentials(aws: Aws) -> None:
@@ -54,10 +49,15 @@ def _credentials(aws: Aws) -> str:
 
 
 def _engine(_: Aws) -> str:
-    for engine in ("docker", "podman"):
-        if shutil.which(engine) and subprocess.run([engine, "info"], capture_output=True).returncode == 0:
-            return f"{engine} answers"
-    raise DeployError("neither docker nor podman answers: build_and_push.sh and `tune` need one of them")
+    if engine := find_engine():
+        return f"{Path(engine).name} answers"
+    raise DeployError("neither docker nor podman answers: build_and_push.sh, `data push` and `tune` need one of them")
+
+
+def _aws_command(_: Aws) -> str:
+    if found := shutil.which("aws"):
+        return found
+    raise DeployError("it is missing, and build_and_push.sh needs it: pip install awscli")
 
 
 def _base_stack(aws: Aws) -> str:
@@ -100,3 +100,14 @@ def _concurrency(aws: Aws) -> str:
             "executions' of Lambda (it costs nothing), or set function.enabled = false until then"
         )
     return f"{free} concurrent calls are free; {function.reserved_concurrency} will be reserved"
+
+
+_Checks = dict[str, Callable[[Aws], str]]
+_HERE: _Checks = {"container engine": _engine, "the aws command": _aws_command, "credentials": _credentials}
+_IN_THE_ACCOUNT: _Checks = {
+    "base stack": _base_stack,
+    "bucket": _bucket,
+    "quota for training": _training_quota,
+    "quota for the endpoint": _endpoint_quota,
+    "concurrency for the function": _concurrency,
+}

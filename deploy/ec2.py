@@ -11,6 +11,7 @@ from typing import Any
 from deploy.aws import Aws
 from deploy.errors import DeployError
 from deploy.pricing import load_prices
+from deploy.profile import Profile
 from deploy.training import Job
 
 # Amazon Linux 2023 with docker, and with NVIDIA's driver and container toolkit; AWS keeps these parameters up to date.
@@ -122,11 +123,10 @@ def make_security_group(aws: Aws) -> str:
     return str(aws.call("ec2", "create_security_group", **request, TagSpecifications=tags)["GroupId"])
 
 
+def log_group(profile: Profile) -> str:
+    """The base stack makes it (deploy/templates/base.yaml)."""
+    return f"/{profile.name}/{profile.stage}/ec2"
+
+
 def group_name(aws: Aws) -> str:
     return f"{aws.profile.prefix}-ec2"
-
-
-def check(job: Job) -> None:
-    """What EC2 cannot do with this job. Raises DeployError."""
-    if job.settings.instances != 1:
-        raise DeployError("`ec2 train` uses one instance; several hosts need SageMaker: `train --instances N`")

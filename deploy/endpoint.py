@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from deploy import jobs, stacks
 from deploy.aws import Aws
 from deploy.errors import DeployError
-from deploy.pricing import endpoint_month_words, load_prices, provisioned_month
+from deploy.pricing import load_prices
 from deploy.profile import Profile
 
 VARIANT = "all"
+# SageMaker works on an asynchronous request for up to an hour; a photo takes seconds, once an instance is free.
+ASYNC_WAIT_S = 900
 # AWS's rule for SageMakerVariantInvocationsPerInstance: max requests a second x safety factor x 60 seconds.
 SAFETY_FACTOR = 0.5
 _OF_FUNCTION = ("Name", "Stage", "CodeKey", "Variant", "AllowedUrlHosts", "AllowedBuckets", "Tracing")
@@ -91,21 +94,9 @@ def require_model(aws: Aws, model: str) -> None:
         raise DeployError(f"nothing lies at {model}: `status JOB` names a finished job's artifact")
 
 
-def cost_notes(profile: Profile) -> tuple[str, ...]:
-    """What stands costs money while it stands; what that is, and what the settings imply."""
-    endpoint, function, prices = profile.endpoint, profile.function, load_prices()
-    if endpoint.variant == "serverless":
-        rate = endpoint.serverless_memory_mb / 1024 * prices.rates["serverless_gb_second"]
-        costs = [f"endpoint: nothing while idle, ${rate:.6f} for a second of work"]
-    else:
-        machine = endpoint_month_words(
-            endpoint.instance_type, least=endpoint.min_instances, most=endpoint.max_instances
-        )
-        costs = [f"endpoint: {machine}"]
-    if function.enabled:
-        month = provisioned_month(function.provisioned_concurrency)
-        costs.append(f"function: ${month:.2f} a month for {function.provisioned_concurrency} warm environments")
-    return (*costs, *_advice(profile), prices.caveat)
+def advice(profile: Profile) -> tuple[str, ...]:
+    """What the settings imply that the reader may not expect."""
+    return (*_advice(profile), load_prices().caveat)
 
 
 def _advice(profile: Profile) -> list[str]:
@@ -117,8 +108,17 @@ def _advice(profile: Profile) -> list[str]:
         )
     if endpoint.variant != "serverless" and endpoint.min_instances < 2:
         notes.append("one instance lies in one zone, and an update cannot try half the fleet first: prod takes two")
-    if endpoint.capture_percentage and endpoint.variant == "serverless":
-        notes.append("serverless endpoints capture no data: capture_percentage is not used")
+    if endpoint.capture_percentage:
+        notes.append(
+            "serverless endpoints capture no data: capture_percentage is not used"
+            if endpoint.variant == "serverless"
+            else f"{endpoint.capture_percentage} % of the photos and answers are kept in captures/, at S3's price"
+        )
+    if endpoint.detailed_metrics and endpoint.variant != "serverless":
+        notes.append(
+            "detailed_metrics adds some tens of metrics for each instance; where CloudWatch bills them as custom ones, "
+            f"each is ${load_prices().rates['custom_metric_month']:.2f} a month"
+        )
     if profile.function.url == "public":
         notes.append(
             "the function's URL is public: anybody can have photos classified at your cost, at most "
@@ -161,24 +161,70 @@ def endpoint_logs(aws: Aws) -> jobs.LogSource:
 
 
 def why_it_failed(aws: Aws) -> str:
-    """The container's own last words, for an endpoint that never came into service."""
+    """The container's own last words, for an endpoint that does not come into service."""
     found = endpoint_status(aws)
-    words = [f"endpoint is {found.state}. AWS said: {found.failure or 'nothing'}"] if found else []
+    words = [f"endpoint is {found.state}" + (f". AWS said: {found.failure}" if found.failure else "")] if found else []
     if tail := jobs.last_lines(aws, endpoint_logs(aws)):
         words += ["the container's last lines:", *(f"  {line}" for line in tail)]
     return "\n".join(words)
 
 
-def invoke(aws: Aws, photo: bytes, *, content_type: str = "application/x-image", model: str = "") -> bytes:
-    """One photo to the endpoint. `model` names the one of a multi-model endpoint."""
-    target = {"TargetModel": model} if model else {}
-    answer = aws.call(
-        "sagemaker-runtime",
-        "invoke_endpoint",
-        EndpointName=aws.profile.prefix,
-        Body=photo,
-        ContentType=content_type,
-        Accept="application/json",
-        **target,
-    )
-    return bytes(answer["Body"].read())
+class StuckWatch:
+    """Shows what the container last wrote, every five minutes for as long as the endpoint does not come into service.
+
+    CloudFormation is silent meanwhile, and SageMaker gives up only after half an hour.
+    """
+
+    _PATIENCE_S = 300
+
+    def __init__(self, aws: Aws, say: Callable[[str], None]) -> None:
+        self._aws, self._say = aws, say
+        self._next_look = aws.clock() + self._PATIENCE_S
+
+    def __call__(self) -> None:
+        if self._aws.clock() < self._next_look:
+            return
+        self._next_look = self._aws.clock() + self._PATIENCE_S
+        found = endpoint_status(self._aws)
+        if found and found.state in ("Creating", "Updating"):
+            self._say(why_it_failed(self._aws))
+
+
+def invoke(aws: Aws, photo: bytes, *, model: str = "") -> bytes:
+    """One photo to the endpoint, and its answer. `model` names the one of a multi-model endpoint."""
+    request: dict[str, Any] = {
+        "EndpointName": aws.profile.prefix,
+        "ContentType": "application/x-image",
+        "Accept": "application/json",
+    }
+    if aws.profile.endpoint.variant == "async":
+        return _invoke_async(aws, photo, request)
+    if aws.profile.endpoint.variant == "multi-model":
+        if not model:
+            raise DeployError("the endpoint holds many models: say which with --model, e.g. --model dogs.tar.gz")
+        request["TargetModel"] = model
+    return bytes(aws.call("sagemaker-runtime", "invoke_endpoint", **request, Body=photo)["Body"].read())
+
+
+def _invoke_async(aws: Aws, photo: bytes, request: dict[str, Any]) -> bytes:
+    """By way of the bucket: the photo is put there, and the answer or the failure waited for."""
+    key = f"async/photos/{hashlib.sha256(photo).hexdigest()}"
+    aws.call("s3", "put_object", Bucket=aws.bucket, Key=key, Body=photo)
+    place = f"s3://{aws.bucket}/{key}"
+    sent = aws.call("sagemaker-runtime", "invoke_endpoint_async", **request, InputLocation=place)
+    deadline = aws.clock() + ASYNC_WAIT_S
+    while aws.clock() < deadline:
+        if (answer := _object(aws, sent["OutputLocation"])) is not None:
+            return answer
+        if (failure := _object(aws, sent.get("FailureLocation", ""))) is not None:
+            raise DeployError(f"the endpoint refused the photo: {failure.decode(errors='replace')[:1000]}")
+        aws.sleep(2)
+    raise DeployError(f"no answer at {sent['OutputLocation']} within {ASYNC_WAIT_S / 60:g} minutes: `endpoint status`")
+
+
+def _object(aws: Aws, uri: str) -> bytes | None:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not key:
+        return None
+    found = aws.found("s3", "get_object", "NoSuchKey", Bucket=bucket, Key=key)
+    return None if found is None else bytes(found["Body"].read())

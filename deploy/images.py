@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from deploy.aws import Aws
 from deploy.errors import DeployError
+from deploy.programs import find_engine
 
 _DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
 
@@ -33,9 +33,9 @@ def image_uri(aws: Aws, tag: str) -> str:
     return f"{found['repositories'][0]['repositoryUri']}@{answer['imageDetails'][0]['imageDigest']}"
 
 
-def description(image: str, *, file: Path | None = None, engine: str | None = None) -> dict[str, Any]:
+def description(image: str, *, file: Path | None = None) -> dict[str, Any]:
     """What the image says of itself (`train --describe`): metric definitions, objective, parameter ranges."""
-    text = file.read_text() if file else _ask(image, engine or shutil.which("docker") or shutil.which("podman"))
+    text = _read(file) if file else _ask(image)
     try:
         answer = json.loads(text)
         return {key: answer[key] for key in ("metric_definitions", "objective", "parameter_ranges")}
@@ -45,7 +45,15 @@ def description(image: str, *, file: Path | None = None, engine: str | None = No
         ) from error
 
 
-def _ask(image: str, engine: str | None) -> str:
+def _read(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError as error:
+        raise DeployError(f"{file} cannot be read: {error.strerror}") from error
+
+
+def _ask(image: str) -> str:
+    engine = find_engine()
     hint = "give --description FILE with what `train --describe` prints in the image"
     if engine is None:
         raise DeployError(f"asking {image} for its tuning ranges needs docker or podman; or {hint}")

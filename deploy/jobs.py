@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from container.contract import METRICS, VALIDATION_BEST_ACCURACY
+from container.contract import METRICS
+from deploy import ec2
 from deploy.aws import Aws
 from deploy.errors import DeployError
 
 TRAINING_LOGS = "/aws/sagemaker/TrainingJobs"
-_ENDED = ("Completed", "Failed", "Stopped", "terminated", "gone")
+_ENDED = ("Completed", "Failed", "Stopped", "terminated")
 _ABSENT = ("ValidationException", "ResourceNotFound")
 
 
@@ -27,10 +28,16 @@ class Status:
     failure: str = ""
     artifact: str = ""
     seconds: int = 0
+    warm: bool = False  # ended, but its instances wait for the next job, and are billed
 
     @property
     def ended(self) -> bool:
         return self.state in _ENDED
+
+    @property
+    def failed(self) -> bool:
+        """It ended, and not as it should have: an EC2 instance that is gone and left nothing failed too."""
+        return self.state in ("Failed", "terminated")
 
 
 @dataclass(frozen=True)
@@ -41,17 +48,33 @@ class LogSource:
     prefix: str
 
 
+def find(aws: Aws, name: str) -> Status | None:
+    """Whatever job has this name, or nothing."""
+    looks = (_training_status, _tuning_status, _ec2_status)
+    return next((found for look in looks if (found := look(aws, name))), None)
+
+
 def status(aws: Aws, name: str) -> Status:
     """Whatever job has this name. Raises DeployError where there is none."""
-    for look in (_training_status, _tuning_status, _ec2_status):
-        if found := look(aws, name):
-            return found
-    raise DeployError(f"no training job, tuning job or EC2 instance of {aws.profile.region} is called '{name}'")
+    found = find(aws, name)
+    if found is None:
+        raise DeployError(f"no training job, tuning job or EC2 instance of {aws.profile.region} is called '{name}'")
+    return found
+
+
+def require_free_name(aws: Aws, name: str) -> None:
+    """Raise where a job has this name: AWS would refuse it only after the data was sent."""
+    found = find(aws, name)
+    if found is not None:
+        raise DeployError(
+            f"the name '{name}' is in use: {found.kind} {name} is {found.state}; choose another with --name, "
+            f"or look at it: `status {name}`"
+        )
 
 
 def log_source(aws: Aws, found: Status) -> LogSource:
     if found.kind == "ec2":
-        return LogSource(f"/{aws.profile.name}/{aws.profile.stage}/ec2", found.name)
+        return LogSource(ec2.log_group(aws.profile), f"{found.name}/")
     # A job's streams are JOB/algo-N-TIME; a tuning job's trials are JOB-NNN-HASH/algo-N-TIME.
     return LogSource(TRAINING_LOGS, found.name + ("/" if found.kind == "training" else "-"))
 
@@ -85,15 +108,12 @@ def best_metric(aws: Aws, source: LogSource) -> dict[str, float]:
     return best
 
 
-def headline(best: dict[str, float]) -> str:
-    """The figure that a model is kept for, in words; empty where none was printed yet."""
-    value = best.get(VALIDATION_BEST_ACCURACY.name)
-    return "" if value is None else f"{VALIDATION_BEST_ACCURACY.name} {value:.4f}"
-
-
 def stop(aws: Aws, found: Status) -> None:
-    """Ask it to end: SIGTERM and two minutes on SageMaker; an EC2 instance is terminated."""
-    if found.kind == "training":
+    """Ask it to end: SIGTERM and two minutes on SageMaker; an EC2 instance is terminated, warm ones are let go."""
+    if found.warm:
+        keep = {"KeepAlivePeriodInSeconds": 0}
+        aws.call("sagemaker", "update_training_job", TrainingJobName=found.name, ResourceConfig=keep)
+    elif found.kind == "training":
         aws.call("sagemaker", "stop_training_job", TrainingJobName=found.name)
     elif found.kind == "tuning":
         aws.call("sagemaker", "stop_hyper_parameter_tuning_job", HyperParameterTuningJobName=found.name)
@@ -109,10 +129,11 @@ def _training_status(aws: Aws, name: str) -> Status | None:
         kind="training",
         name=name,
         state=job["TrainingJobStatus"],
-        detail=job.get("SecondaryStatus", ""),
+        detail=job.get("SecondaryStatus", "").replace(job["TrainingJobStatus"], ""),  # they end on the same word
         failure=job.get("FailureReason", ""),
         artifact=job.get("ModelArtifacts", {}).get("S3ModelArtifacts", ""),
         seconds=job.get("BillableTimeInSeconds", 0),
+        warm=job.get("WarmPoolStatus", {}).get("Status") == "Available",
     )
 
 
@@ -142,18 +163,36 @@ def _tuning_detail(job: dict[str, Any]) -> str:
 
 
 def _ec2_status(aws: Aws, name: str) -> Status | None:
-    filters = [{"Name": "tag:job", "Values": [name]}, {"Name": "tag:project", "Values": [aws.profile.name]}]
-    for reservation in aws.pages("ec2", "describe_instances", "Reservations", Filters=filters):
-        for instance in reservation["Instances"]:
-            reason = instance.get("StateTransitionReason", "")
-            return Status("ec2", name, instance["State"]["Name"], detail=instance["InstanceId"], failure=reason)
+    """An instance while it lives; then what it left in the bucket, for EC2 forgets an instance within the hour."""
+    instance = _instance(aws, name)
+    if instance is not None and instance["State"]["Name"] != "terminated":
+        return Status("ec2", name, instance["State"]["Name"], detail=instance["InstanceId"])
+    output = f"jobs/{name}/output/"
+    entries = aws.pages("s3", "list_objects_v2", "Contents", Bucket=aws.bucket, Prefix=output)
+    left = {entry["Key"].removeprefix(output) for entry in entries}
+    if "failure" in left:
+        body = aws.call("s3", "get_object", Bucket=aws.bucket, Key=f"{output}failure")["Body"].read()
+        return Status("ec2", name, "Failed", failure=body.decode(errors="replace"))
+    if "model.tar.gz" in left:
+        return Status("ec2", name, "Completed", artifact=f"s3://{aws.bucket}/{output}model.tar.gz")
+    if instance is not None:
+        reason = instance.get("StateTransitionReason") or "EC2 gave no reason"
+        return Status("ec2", name, "terminated", failure=f"it left neither a model nor a failure; {reason}")
     return None
+
+
+def _instance(aws: Aws, name: str) -> dict[str, Any] | None:
+    """The newest instance of this job."""
+    filters = [{"Name": "tag:job", "Values": [name]}, {"Name": "tag:project", "Values": [aws.profile.name]}]
+    reservations = aws.pages("ec2", "describe_instances", "Reservations", Filters=filters)
+    found = [instance for reservation in reservations for instance in reservation["Instances"]]
+    return max(found, key=lambda instance: instance["LaunchTime"], default=None)
 
 
 def _new_events(aws: Aws, source: LogSource, tokens: dict[str, str]) -> list[tuple[dict[str, Any], str]]:
     """What was logged since the last call; `tokens` remembers where each stream was read to."""
     events = []
-    for stream in _streams(aws, source):
+    for stream in streams(aws, source):
         while True:
             place = {"nextToken": tokens[stream]} if stream in tokens else {"startFromHead": True}
             answer = aws.call("logs", "get_log_events", logGroupName=source.group, logStreamName=stream, **place)
@@ -165,7 +204,8 @@ def _new_events(aws: Aws, source: LogSource, tokens: dict[str, str]) -> list[tup
     return events
 
 
-def _streams(aws: Aws, source: LogSource) -> list[str]:
+def streams(aws: Aws, source: LogSource) -> list[str]:
+    """The names of its streams; none where there is no such group."""
     request = {"logGroupName": source.group}
     if source.prefix:
         request["logStreamNamePrefix"] = source.prefix

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 import httpx
 
+from deploy import endpoint
 from deploy.aws import Aws
-from deploy.endpoint import SAFETY_FACTOR, scaling_target
 from deploy.errors import AwsError, DeployError
-from deploy.pricing import HOURS_A_MONTH, load_prices, provisioned_month
 
 # Sends one photo; returns whether it was answered.
 Send = Callable[[bytes], bool]
@@ -36,17 +35,6 @@ class Round:
 
     def within(self, bound_ms: float) -> bool:
         return self.p99_ms <= bound_ms and self.errors == 0
-
-
-@dataclass(frozen=True)
-class Sizing:
-    """What a measured capacity means for a stated traffic."""
-
-    scaling_target: int
-    instances: int
-    provisioned_concurrency: int
-    reserved_concurrency: int
-    dollars_a_month: float | None
 
 
 def run(send: Send, photos: Sequence[bytes], *, bound_ms: float, seconds: float, say: Callable[[Round], None]) -> Round:
@@ -123,33 +111,20 @@ def to_container(url: str) -> Iterator[Send]:
 
 
 @contextmanager
-def to_endpoint(aws: Aws) -> Iterator[Send]:
-    """To the profile's endpoint, through AWS. What the laptop's own network adds is in the figures."""
+def to_endpoint(aws: Aws, *, model: str = "") -> Iterator[Send]:
+    """To the profile's endpoint, through AWS. What the laptop's own network adds is in the figures.
+
+    Raises DeployError for an asynchronous endpoint, which answers whenever it comes to it.
+    """
+    if aws.profile.endpoint.variant == "async":
+        raise DeployError("an asynchronous endpoint queues what it is sent: load-test its container with --url")
     aws.client("sagemaker-runtime")
 
     def send(photo: bytes) -> bool:
-        request = {"EndpointName": aws.profile.prefix, "Body": photo, "ContentType": "application/x-image"}
         try:
-            aws.call("sagemaker-runtime", "invoke_endpoint", **request)["Body"].read()
+            endpoint.invoke(aws, photo, model=model)
         except AwsError:
             return False
         return True
 
     yield send
-
-
-def size(found: Round, *, peak_per_s: float, instance_type: str, memory_mb: int = 512) -> Sizing:
-    """What follows from the round for a traffic whose peak is `peak_per_s`.
-
-    Instances run at the safety factor of the scaling rule. Concurrency is Little's law, calls a second x seconds a
-    call: at p50 for what is kept warm, at p99 and twice the peak for the cap.
-    """
-    instances = max(1, math.ceil(peak_per_s / (found.requests_per_s * SAFETY_FACTOR)))
-    provisioned = max(1, math.ceil(peak_per_s * found.p50_ms / 1000))
-    reserved = max(provisioned, math.ceil(2 * peak_per_s * found.p99_ms / 1000))
-    machine = load_prices().machine(instance_type)
-    month = None
-    if machine:
-        warm = provisioned_month(provisioned, memory_mb=memory_mb)
-        month = instances * machine.sagemaker_hour * HOURS_A_MONTH + warm
-    return Sizing(scaling_target(found.requests_per_s), instances, provisioned, reserved, month)

@@ -8,39 +8,34 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-_COLOURS = {"create": "green", "update": "yellow", "delete": "red", "keep": "dim", "run": "cyan"}
+_COLOURS = {"create": "green", "update": "yellow", "delete": "red", "keep": "dim", "run": "cyan", "read": "dim"}
 
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that is done: `verb` is create, update, delete, keep or run; `cost` in words."""
+    """One thing that is done: `verb` is create, update, delete, keep, run or read."""
 
     verb: str
     what: str
-    cost: str = ""
     request: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Steps in their order, and what the reader should know about them."""
+    """Steps in their order, what all of them cost in words, and what the reader should know about them."""
 
     title: str
     steps: tuple[Step, ...]
+    cost: str
     notes: tuple[str, ...] = ()
 
-    @property
-    def changes(self) -> bool:
-        return any(step.verb != "keep" for step in self.steps)
-
     def show(self, console: Console, *, requests: bool = False) -> None:
-        """Print it; `requests` prints the full requests below the table."""
-        table = Table("", "what", "cost", title=self.title, title_justify="left", box=None, pad_edge=False)
+        """Print it; `requests` prints the full requests below."""
+        console.print(f"[italic]{escape(self.title)}[/]")
         for step in self.steps:
-            table.add_row(f"[{_COLOURS[step.verb]}]{step.verb}[/]", escape(step.what), escape(step.cost))
-        console.print(table)
+            console.print(f"[{_COLOURS[step.verb]}]{step.verb:6}[/]  {escape(step.what)}")
+        console.print(f"[bold]{'cost':6}[/]  {escape(self.cost)}")
         for note in self.notes:
             console.print(f"[dim]·[/] {escape(note)}")
         for step in self.steps if requests else ():

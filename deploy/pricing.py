@@ -61,15 +61,26 @@ class Estimate:
     dollars: float
 
     def words(self) -> str:
-        seen = "measured speed" if self.machine.measured else "estimated speed"
+        seen = "measured speed" if self.machine.measured else "estimated, not measured"
         return f"about {self.hours:.1f} h and ${self.dollars:.2f} ({seen})"
 
 
 @cache
 def load_prices() -> Prices:
     table: dict[str, Any] = tomllib.loads(Path(__file__).with_name("prices.toml").read_text())
-    machines = {name: Machine(name=name, **row) for name, row in table["machines"].items()}
+    measured = table["measured"]
+    machines = {name: Machine(name=name, **_scaled(row, measured), **row) for name, row in table["machines"].items()}
     return Prices(str(table["date"]), table["region"], machines, table["rates"])
+
+
+def _scaled(row: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+    """The speeds of a row that has none: what was measured, by the number of vCPUs."""
+    if "basis" in row:
+        return {}
+    times = row["vcpus"] / measured["vcpus"]
+    speeds = {name: measured[name] * times for name in ("train_images_per_s", "serve_requests_per_s")}
+    seen = f"{measured['train_images_per_s']:g} images/s measured on {measured['machine']}"
+    return {**speeds, "basis": f"estimate: {times:g} x the {seen}"}
 
 
 def training_estimate(
@@ -80,6 +91,19 @@ def training_estimate(
     hourly = machine.sagemaker_hour if sagemaker else machine.ec2_hour
     share = load_prices().rates["spot_share"] if spot else 1.0
     return Estimate(machine, hours, hours * hourly * instances * share)
+
+
+def estimate_words(
+    instance_type: str, *, photos: int, epochs: int, instances: int = 1, spot: bool = False, sagemaker: bool = True
+) -> str:
+    """What one training of all layers would take, in words."""
+    machine = load_prices().machine(instance_type)
+    if machine is None:
+        return f"{instance_type} is not in prices.toml"
+    found = training_estimate(
+        machine, photos=photos, epochs=epochs, instances=instances, spot=spot, sagemaker=sagemaker
+    )
+    return f"{found.words()} for {epochs} epochs of {photos} photos, all layers"
 
 
 def advice(*, photos: int, epochs: int, spot: bool = False) -> list[Estimate]:
@@ -102,14 +126,11 @@ def ceiling_words(instance_type: str, *, hours: float, instances: int, spot: boo
     return f"at most ${on_demand:.2f} on demand ({instances} x ${hourly:.3f}/h x {hours:g} h){spot_words}"
 
 
-def endpoint_month_words(instance_type: str, *, least: int, most: int) -> str:
-    """What instances cost a month, from the least to the most that scaling may hold."""
-    machine = load_prices().machine(instance_type)
-    if machine is None:
-        return f"{instance_type} is not in prices.toml"
-    month = machine.sagemaker_hour * HOURS_A_MONTH
-    each = f"${machine.sagemaker_hour:.3f}/h each"
-    return f"${month * least:.0f} a month with {least}, ${month * most:.0f} with {most} ({each})"
+def function_calls(calls: float, *, seconds: float, memory_mb: int = 512) -> float:
+    """US dollars for calls of the Lambda function that find a warm environment, each so many seconds long."""
+    rates = load_prices().rates
+    run = seconds * memory_mb / 1024 * rates["lambda_provisioned_run_gb_second"]
+    return calls * (rates["lambda_request"] + run)
 
 
 def provisioned_month(environments: int, *, memory_mb: int = 512) -> float:

@@ -106,6 +106,11 @@ def container_or_host(*, engine: bool) -> Programs:
     return Host(environment / "bin/python")
 
 
+def find_engine() -> str | None:
+    """A docker or podman that answers now; nothing is started or installed for it."""
+    return subprocess.run([ROOT / "container/engine.sh", "find"], capture_output=True, text=True).stdout.strip() or None
+
+
 def _ensure_engine() -> str:
     return subprocess.run([ROOT / "container/engine.sh", "ensure"], stdout=subprocess.PIPE, text=True).stdout.strip()
 

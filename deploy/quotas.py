@@ -9,6 +9,10 @@ from deploy.aws import Aws
 from deploy.errors import AwsError, DeployError
 from deploy.pricing import load_prices
 
+# EC2's own words for its families of types, by their first letters.
+_FAMILIES = {"gv": "G and VT", "p": "P", "x": "X", "f": "F"}
+_STANDARD = "Standard (A, C, D, H, I, M, R, T, Z)"
+
 
 def sagemaker_quota_name(instance_type: str, *, use: str, spot: bool = False) -> str:
     """Service Quotas' own words, e.g. `ml.g4dn.xlarge for spot training job usage`."""
@@ -22,18 +26,10 @@ def require_sagemaker(aws: Aws, instance_type: str, *, use: str, count: int, spo
 
 def require_ec2(aws: Aws, instance_type: str, *, spot: bool = False) -> str:
     """As `require_sagemaker`; EC2 counts vCPUs of a family of types."""
-    gpu = instance_type[0] in "gv"
-    family = (
-        ("All G and VT Spot Instance Requests" if spot else "Running On-Demand G and VT instances")
-        if gpu
-        else (
-            "All Standard (A, C, D, H, I, M, R, T, Z) Spot Instance Requests"
-            if spot
-            else "Running On-Demand Standard (A, C, D, H, I, M, R, T, Z) instances"
-        )
-    )
+    family = next((words for letters, words in _FAMILIES.items() if instance_type[0] in letters), _STANDARD)
+    name = f"All {family} Spot Instance Requests" if spot else f"Running On-Demand {family} instances"
     machine = load_prices().machine(instance_type)
-    return _require(aws, "ec2", family, machine.vcpus if machine else 1)
+    return _require(aws, "ec2", name, machine.vcpus if machine else 1)
 
 
 def _require(aws: Aws, service: str, name: str, count: int) -> str:

@@ -26,6 +26,10 @@ _POLL_S = 5
 _WAIT_S = 3 * 3600
 
 
+class StackFailed(DeployError):
+    """CloudFormation could not bring a stack to where it should be."""
+
+
 @dataclass(frozen=True)
 class Stack:
     """A stack as it should be. `adopts`: what exists under the template's names is taken in, not made twice."""
@@ -47,6 +51,12 @@ class ChangeSet:
 
 def read_template(name: str) -> str:
     return (TEMPLATES / f"{name}.yaml").read_text()
+
+
+def exists(aws: Aws, name: str) -> bool:
+    """Whether anything has this name, even the empty stack that a broken-off plan may leave."""
+    answer = aws.found("cloudformation", "describe_stacks", _ABSENT, StackName=name)
+    return bool(answer and answer["Stacks"] and answer["Stacks"][0]["StackStatus"] != "DELETE_COMPLETE")
 
 
 def describe(aws: Aws, name: str) -> dict[str, Any] | None:
@@ -105,11 +115,13 @@ def _request(aws: Aws, stack: Stack, kind: str) -> str:
     return str(answer["Id"])
 
 
-def execute(aws: Aws, stack: Stack, changes: ChangeSet, *, say: Callable[[str], None]) -> None:
+def execute(
+    aws: Aws, stack: Stack, changes: ChangeSet, *, say: Callable[[str], None], watch: Callable[[], None] | None = None
+) -> None:
     """Carry a change set out and wait. Raises DeployError with the first resource that failed and why."""
     if changes.arn:
         aws.call("cloudformation", "execute_change_set", ChangeSetName=changes.arn, StackName=stack.name)
-        wait(aws, stack.name, say=say)
+        wait(aws, stack.name, say=say, watch=watch)
 
 
 def discard(aws: Aws, stack: Stack, changes: ChangeSet) -> None:
@@ -120,20 +132,22 @@ def discard(aws: Aws, stack: Stack, changes: ChangeSet) -> None:
         aws.call("cloudformation", "delete_stack", StackName=stack.name)
 
 
-def wait(aws: Aws, name: str, *, say: Callable[[str], None], wait_s: float = _WAIT_S) -> None:
-    """Until the stack stands still. Raises DeployError where that is not where it should stand."""
+def wait(aws: Aws, name: str, *, say: Callable[[str], None], watch: Callable[[], None] | None = None) -> None:
+    """Until the stack stands still; `watch` is called meanwhile. Raises DeployError where it should not stand so."""
     seen: set[str] = set()
-    deadline = aws.clock() + wait_s
+    deadline = aws.clock() + _WAIT_S
     while aws.clock() < deadline:
         stack = describe(aws, name)
         state = stack["StackStatus"] if stack else "DELETE_COMPLETE"
         _report_events(aws, name, seen, say)
         if not state.endswith("_IN_PROGRESS"):
             if "ROLLBACK" in state or state.endswith("_FAILED"):
-                raise DeployError(f"stack '{name}' is {state}\n{failure(aws, name)}")
+                raise StackFailed(f"stack '{name}' is {state}\n{failure(aws, name)}")
             return
+        if watch:
+            watch()
         aws.sleep(_POLL_S)
-    raise DeployError(f"stack '{name}' did not come to rest in {wait_s / 3600:g} h; `endpoint status` shows it")
+    raise StackFailed(f"stack '{name}' did not come to rest in {_WAIT_S / 3600:g} h; `endpoint status` shows it")
 
 
 def failure(aws: Aws, name: str) -> str:
@@ -149,7 +163,7 @@ def failure(aws: Aws, name: str) -> str:
 
 
 def delete(aws: Aws, name: str, *, say: Callable[[str], None]) -> None:
-    if describe(aws, name) is None:
+    if not exists(aws, name):
         return
     aws.call("cloudformation", "delete_stack", StackName=name)
     wait(aws, name, say=say)
@@ -164,7 +178,7 @@ def go_back(aws: Aws, name: str, *, say: Callable[[str], None]) -> bool:
     aws.call("cloudformation", operation, StackName=name)
     try:
         wait(aws, name, say=say)
-    except DeployError:
+    except StackFailed:
         # It ends in ..._ROLLBACK_COMPLETE, which is what was asked for.
         after = describe(aws, name)
         if after is None or not after["StackStatus"].endswith("ROLLBACK_COMPLETE"):

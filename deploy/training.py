@@ -13,6 +13,8 @@ from deploy.profile import Profile, Training
 
 # A job that waits for spot capacity gives up after twice the time that it may run.
 _SPOT_WAIT_FACTOR = 2
+# What the image trains where nothing is said (train/config.py; a test holds the two together).
+DEFAULT_EPOCHS = 10
 STRATEGIES = ("Bayesian", "Random", "Hyperband", "Grid")
 
 
@@ -40,8 +42,12 @@ class Job:
 
     @property
     def checkpoints(self) -> str:
-        """A job that continues another one shares its checkpoints."""
-        return f"s3://{self.bucket}/checkpoints/{self.checkpoints_of or self.name}"
+        """A job that continues another one shares its checkpoints.
+
+        It ends in a slash: SageMaker fetches every key that starts with it, so that `dogs-1` would also get the
+        checkpoints of `dogs-10` (https://github.com/syne-tune/syne-tune/pull/363).
+        """
+        return f"s3://{self.bucket}/checkpoints/{self.checkpoints_of or self.name}/"
 
     @property
     def max_runtime_s(self) -> int:
@@ -66,6 +72,23 @@ def check_hyperparameters(pairs: list[str]) -> dict[str, str]:
             raise DeployError(f"--set {name[:40]}: a name has at most 256 characters, a value 2,500")
         values[name] = value
     return values
+
+
+def epochs_of(hyperparameters: Mapping[str, str]) -> int:
+    """How often the photos will be gone through, for estimates; the image checks the value itself."""
+    given = hyperparameters.get("epochs", "")
+    return max(1, int(given)) if given.isdecimal() else DEFAULT_EPOCHS
+
+
+def read_channels(pairs: list[str]) -> dict[str, str]:
+    """`pretrained=s3://bucket/weights/` -> {"pretrained": "s3://bucket/weights/"}."""
+    channels = {}
+    for pair in pairs:
+        name, _, uri = pair.partition("=")
+        if not name or not uri.startswith("s3://"):
+            raise DeployError(f"--channel {pair}: write NAME=s3://BUCKET/FOLDER/, e.g. pretrained=s3://…/weights/")
+        channels[name] = uri
+    return channels
 
 
 def training_request(job: Job, *, role_arn: str, profile: Profile) -> dict[str, Any]:

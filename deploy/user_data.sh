@@ -16,8 +16,9 @@ note() {
   local message=${*//\\/\\\\}
   message=${message//\"/\\\"}
   message=${message//$'\n'/ }
+  # A log that cannot be written to is no reason to end a training.
   aws logs put-log-events --log-group-name "$LOG_GROUP" --log-stream-name "$STREAM/host" \
-    --log-events "[{\"timestamp\":$(date +%s%3N),\"message\":\"${message:0:4000}\"}]" >/dev/null
+    --log-events "[{\"timestamp\":$(date +%s%3N),\"message\":\"${message:0:4000}\"}]" >/dev/null || true
 }
 
 # The same layout that SageMaker leaves: JOB/output/{model.tar.gz,output.tar.gz,failure}.
@@ -47,10 +48,16 @@ keep_checkpoints() {
   done
 }
 
+# The machine image stands on Amazon Linux's minimal one: docker is there, the aws command and perhaps tar are not
+# (its recipe: https://github.com/aws/amazon-ecs-ami, al2023.pkr.hcl).
 install_tools() {
-  command -v aws >/dev/null || dnf install -y awscli-2
-  command -v docker >/dev/null || dnf install -y docker
-  systemctl start docker
+  local missing=()
+  command -v aws >/dev/null || missing+=(awscli-2)
+  command -v docker >/dev/null || missing+=(docker)
+  command -v tar >/dev/null || missing+=(tar)
+  command -v gzip >/dev/null || missing+=(gzip)
+  ((${#missing[@]} == 0)) || dnf install -y "${missing[@]}"
+  docker info >/dev/null 2>&1 || systemctl start docker
 }
 
 main() {
@@ -59,9 +66,9 @@ main() {
   trap 'exit 143' TERM
   set -e
 
-  stage='installing docker'
-  docker info >/dev/null 2>&1 || install_tools
-  aws logs create-log-stream --log-group-name "$LOG_GROUP" --log-stream-name "$STREAM/host"
+  stage='installing tools'
+  install_tools
+  aws logs create-log-stream --log-group-name "$LOG_GROUP" --log-stream-name "$STREAM/host" || true
 
   stage="pulling $IMAGE"
   note "$stage"

@@ -1,4 +1,4 @@
-"""What stands: `base apply`, `endpoint …`, and `destroy --all`."""
+"""`base apply`, and the end of everything: `destroy --all`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import Annotated
 
 import typer
 
-from deploy import doctor, endpoint, images, jobs, lambda_zip, quotas, releases, stacks, teardown
+from deploy import doctor, inventory, stacks, teardown
 from deploy.aws import Aws
-from deploy.commands.common import Context, PlanOnly, Yes, aws_of, proceed, say
+from deploy.commands.apply import apply
+from deploy.commands.common import NOTHING, Context, PlanOnly, Yes, aws_of, proceed, say
 from deploy.errors import DeployError
 from deploy.plan import Plan, Step
+from deploy.pricing import load_prices
 
-Image = Annotated[str, typer.Option(help="Tag in ECR, or a digest URI as build_and_push.sh prints it.")]
-Model = Annotated[str, typer.Option(help="A finished job's name, or s3://…/model.tar.gz.")]
-
-base_app = typer.Typer(no_args_is_help=True, help="Bucket, repository and roles: the stack that all else stands on.")
-endpoint_app = typer.Typer(no_args_is_help=True, help="Model, endpoint, scaling, function, alarms: the app stack.")
+base_app = typer.Typer(
+    no_args_is_help=True, help="`base apply`: bucket, repository and roles, which all else stands on."
+)
 
 
 @base_app.callback()
@@ -24,98 +24,17 @@ def base_group() -> None:
     """Bucket, repository and roles: the stack that all else stands on."""
 
 
-@endpoint_app.callback()
-def endpoint_group() -> None:
-    """Model, endpoint, scaling, function, alarms: the app stack."""
-
-
 @base_app.command("apply")
 def base_apply(context: Context, plan: PlanOnly = False, yes: Yes = False) -> None:
     """Make or update the base stack; a repository that build_and_push.sh has made is taken in."""
     aws = aws_of(context)
     doctor.require_credentials(aws)
-    _apply(aws, _base_stack(aws), ("bucket, roles and repository cost nothing; what lies in them does",), plan, yes)
-
-
-@endpoint_app.command("apply")
-def endpoint_apply(
-    context: Context, model: Model, image: Image = "latest", plan: PlanOnly = False, yes: Yes = False
-) -> None:
-    """Make or update the endpoint and what belongs to it. A second time, it changes nothing."""
-    aws = aws_of(context)
-    doctor.require_credentials(aws)
-    artifact = _artifact(aws, model)
-    endpoint.require_model(aws, artifact)
-    code = lambda_zip.build()
-    release = endpoint.Release(
-        image=images.image_uri(aws, image), model=artifact, code_key=f"functions/{code.sha256}.zip"
+    rates = load_prices().rates
+    cost = (
+        f"nothing while empty; then ${rates['s3_gb_month']:.3f} a month for each GB of data and models, "
+        f"${rates['ecr_gb_month']:.2f} for each GB of image"
     )
-    if not plan:
-        _upload_code(aws, release.code_key, code.data)
-    try:
-        _apply(
-            aws, endpoint.app_stack(aws, release), (*_quota_notes(aws), *endpoint.cost_notes(aws.profile)), plan, yes
-        )
-    except DeployError as error:
-        raise DeployError(f"{error}\n{endpoint.why_it_failed(aws)}") from error
-
-
-@endpoint_app.command("plan")
-def endpoint_plan(context: Context, model: Model, image: Image = "latest") -> None:
-    """What `endpoint apply` would change, by a change set that is then thrown away."""
-    endpoint_apply(context, model=model, image=image, plan=True)
-
-
-@endpoint_app.command("status")
-def endpoint_status(
-    context: Context,
-    drift: Annotated[bool, typer.Option(help="Also look for what was changed by hand (takes a minute).")] = False,
-) -> None:
-    """Whether it is in service, with which image, on how many instances, and what is alarming."""
-    aws = aws_of(context)
-    found = endpoint.endpoint_status(aws)
-    if found is None:
-        raise DeployError(f"endpoint '{aws.profile.prefix}' is not there: `endpoint apply`")
-    say(f"endpoint {aws.profile.prefix}: {found.state}")
-    say(f"  image {found.image or 'not known'}")
-    say(f"  instances {found.instances}, wanted {found.desired}")
-    say(f"  alarms: {', '.join(found.alarms) or 'none'}")
-    for name, value in sorted(stacks.outputs(aws, aws.profile.app_stack).items()):
-        say(f"  {name}: {value}")
-    for line in stacks.drift(aws, aws.profile.app_stack) if drift else ():
-        say(f"  changed by hand: {line}")
-    if found.state in ("Failed", "Creating", "UpdateRollbackFailed"):
-        say(endpoint.why_it_failed(aws))
-    if found.state == "Failed":
-        raise typer.Exit(1)
-
-
-@endpoint_app.command("rollback")
-def endpoint_rollback(context: Context, plan: PlanOnly = False, yes: Yes = False) -> None:
-    """Back to the release before this one, or out of an update that was left half-way."""
-    aws = aws_of(context)
-    name = aws.profile.app_stack
-    stack = stacks.describe(aws, name)
-    if stack is None:
-        raise DeployError(f"stack '{name}' is not there: nothing to roll back")
-    if stack["StackStatus"] in stacks.HALF_WAY:
-        step = Step("update", f"{name} is {stack['StackStatus']}: back to its last good state")
-        if proceed(Plan("rollback", (step,)), plan_only=plan, ask=True, yes=yes):
-            stacks.go_back(aws, name, say=say)
-        return
-    current = {entry["ParameterKey"]: entry["ParameterValue"] for entry in stack.get("Parameters", [])}
-    _apply(aws, releases.before(aws, name, current=current), endpoint.cost_notes(aws.profile), plan, yes)
-
-
-@endpoint_app.command("destroy")
-def endpoint_destroy(context: Context, plan: PlanOnly = False, yes: Yes = False) -> None:
-    """Remove the app stack; data, models, images and roles of jobs stay."""
-    aws = aws_of(context)
-    name = aws.profile.app_stack
-    exists = stacks.describe(aws, name) is not None
-    step = Step("delete" if exists else "keep", f"stack {name}" if exists else f"stack {name} is not there")
-    if proceed(Plan("endpoint destroy", (step,)), plan_only=plan, ask=exists, yes=yes):
-        stacks.delete(aws, name, say=say)
+    apply(aws, _base_stack(aws), cost=cost, notes=(load_prices().caveat,), plan_only=plan, yes=yes)
 
 
 def destroy(
@@ -129,30 +48,16 @@ def destroy(
     if not everything:
         raise DeployError("`destroy --all` removes everything of a stage; `endpoint destroy` the endpoint alone")
     doctor.require_credentials(aws)
-    left = teardown.inventory(aws)
-    steps = tuple(Step("delete", f"{one.kind} {one.name}") for one in left)
+    teardown.require_repository_unused(aws)
+    left = inventory.take(aws)
+    steps = tuple(Step("delete", f"{one.kind} {one.name}") for one in left) or (Step("keep", "nothing is there"),)
     title = f"everything of {aws.profile.prefix} in account {aws.account}, {aws.profile.region}"
-    if proceed(Plan(title, steps), plan_only=plan, ask=bool(left), yes=yes):
+    cost = "nothing, and nothing of it is billed from then on" if left else NOTHING
+    if proceed(Plan(title=title, steps=steps, cost=cost), plan_only=plan, ask=bool(left), yes=yes):
         teardown.destroy(aws, say=say)
         teardown.prove_gone(aws)
-        say(f"nothing of {aws.profile.prefix} is left in account {aws.account}, {aws.profile.region}")
-
-
-def _apply(aws: Aws, stack: stacks.Stack, notes: tuple[str, ...], plan_only: bool, yes: bool) -> None:
-    changes = stacks.propose(aws, stack)
-    steps = changes.steps or (Step("keep", f"stack {stack.name} is as it should be"),)
-    go_on = False
-    try:
-        go_on = proceed(Plan(f"stack {stack.name}", steps, notes), plan_only=plan_only, ask=bool(changes.arn), yes=yes)
-    finally:
-        if not go_on:
-            stacks.discard(aws, stack, changes)
-    if go_on and changes.arn:
-        stacks.execute(aws, stack, changes, say=say)
-        releases.record(aws, stack)
-    if go_on:
-        for name, value in sorted(stacks.outputs(aws, stack.name).items()):
-            say(f"{name}: {value}")
+        say(f"nothing of {aws.profile.prefix} is left in account {aws.account}, {aws.profile.region}:")
+        say(f"asked for, by name and by tag: {', '.join(inventory.LOOKS)}")
 
 
 def _base_stack(aws: Aws) -> stacks.Stack:
@@ -165,27 +70,3 @@ def _base_stack(aws: Aws) -> stacks.Stack:
         "VpcTraining": str(bool(profile.training.subnets)).lower(),
     }
     return stacks.Stack(profile.base_stack, stacks.read_template("base"), parameters, adopts=True)
-
-
-def _artifact(aws: Aws, model: str) -> str:
-    if model.startswith("s3://"):
-        return model
-    found = jobs.status(aws, model)
-    if found.kind == "ec2":
-        return f"s3://{aws.bucket}/jobs/{model}/output/model.tar.gz"
-    if found.state not in ("Completed", "Stopped") or not found.artifact:
-        raise DeployError(f"{found.kind} job '{model}' is {found.state} and has left no artifact; {found.failure}")
-    return found.artifact
-
-
-def _upload_code(aws: Aws, key: str, data: bytes) -> None:
-    """The key is the zip's sha256: what is there already is the same."""
-    if aws.profile.function.enabled and aws.found("s3", "head_object", "404", Bucket=aws.bucket, Key=key) is None:
-        aws.call("s3", "put_object", Bucket=aws.bucket, Key=key, Body=data)
-
-
-def _quota_notes(aws: Aws) -> tuple[str, ...]:
-    settings = aws.profile.endpoint
-    if settings.variant == "serverless":
-        return ()
-    return (quotas.require_sagemaker(aws, settings.instance_type, use="endpoint", count=settings.min_instances),)

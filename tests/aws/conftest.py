@@ -36,6 +36,8 @@ spot = false
 owns_repository = true
 [shared.endpoint]
 instance_type = "ml.m5.xlarge"
+[shared.function]
+allowed_buckets = ["photos"]
 [prod]
 [prod.endpoint]
 min_instances = 2
@@ -190,3 +192,13 @@ def base(run: Run, sent: Sent) -> None:
     s3: Any = boto3.client("s3")
     s3.put_public_access_block(Bucket=BUCKET, PublicAccessBlockConfiguration=dict.fromkeys(every, True))
     sent.requests.clear()
+
+
+def delete_policies() -> None:
+    """What CloudFormation does and moto's does not: policies leave their roles and go, before the roles do."""
+    iam: Any = boto3.client("iam")
+    for role in iam.list_roles()["Roles"]:
+        for policy in iam.list_attached_role_policies(RoleName=role["RoleName"])["AttachedPolicies"]:
+            iam.detach_role_policy(RoleName=role["RoleName"], PolicyArn=policy["PolicyArn"])
+    for policy in iam.list_policies(Scope="Local")["Policies"]:
+        iam.delete_policy(PolicyArn=policy["Arn"])

@@ -50,6 +50,7 @@ def _outside(shape: Any, size: float, at: str) -> Iterator[str]:
 
 def _python(pattern: str) -> str:
     """The models' classes of characters and their pairs of surrogates, which Python's `re` does not have."""
+    pattern = pattern.replace(r"[\p{Print}]", r"[\x20-\x7e]").replace(r"\z", r"\Z")
     classes = {
         r"\p{L}": r"\w",
         r"\p{Z}": r"\s",

@@ -76,6 +76,8 @@ def _allow(action: Any, resource: Any) -> dict[str, Any]:
     [
         (_allow("*", "*"), "allows *"),
         (_allow("s3:*", "arn:aws:s3:::b"), "allows s3:*"),
+        (_allow("s3:Get*", "arn:aws:s3:::b/*"), "allows s3:Get*"),
+        (_allow("s3:GetObject", "arn:aws:s3:::*/*"), "allows s3:GetObject on every resource (arn:aws:s3:::*/*)"),
         (_allow(["s3:GetObject", "ecr:GetAuthorizationToken"], "*"), "allows s3:GetObject on every resource"),
         ({"Effect": "Allow", "NotAction": "iam:*", "Resource": "arn:aws:s3:::b"}, "everything but a list"),
     ],
@@ -89,6 +91,7 @@ def test_a_wide_statement_is_named(statement: dict[str, Any], words: str) -> Non
     [
         _allow("xray:PutTraceSegments", "*"),
         _allow("s3:GetObject", "arn:aws:s3:::b/*"),
+        _allow("logs:PutLogEvents", "arn:aws:logs:eu-west-3:123456789012:log-group:/aws/x:*"),
         {"Effect": "Deny", "Action": "s3:*", "Resource": "*"},
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from deploy.aws import Aws
 from deploy.errors import DeployError
 from tests.aws.conftest import BUCKET, Run, Sent
 from tests.aws.tools import ROOT
+from tests.containers import Engine
 from tests.support import encoded, picture, wait_until
 
 
@@ -44,7 +46,7 @@ def _count() -> int:
 
 
 def test_every_photo_arrives_with_its_digest(run: Run, base: None, dogs: Path, sent: Sent) -> None:
-    answer = run("data", "push", dogs)
+    answer = run("data", "push", "--no-doctor", dogs)
     assert answer.code == 0, answer.error
     here = {f"data/dogs/{path.relative_to(dogs)}": path.read_bytes() for path in dogs.rglob("*.jpg")}
     assert _held() == here
@@ -57,20 +59,20 @@ def test_every_photo_arrives_with_its_digest(run: Run, base: None, dogs: Path, s
 
 
 def test_a_second_push_sends_nothing(run: Run, base: None, dogs: Path, sent: Sent) -> None:
-    run("data", "push", dogs)
+    run("data", "push", "--no-doctor", dogs)
     sent.requests.clear()
-    answer = run("data", "push", dogs)
+    answer = run("data", "push", "--no-doctor", dogs)
     assert answer.code == 0, answer.error
     assert "12 files that are there already" in answer.output
     assert [one["Key"] for one in sent.of("PutObject")] == ["manifests/data_dogs.json"]
 
 
 def test_a_file_of_the_same_size_and_other_content_is_sent(run: Run, base: None, dogs: Path, sent: Sent) -> None:
-    run("data", "push", dogs)
+    run("data", "push", "--no-doctor", dogs)
     photo = dogs / "train/001.Affenpinscher/0.jpg"
     photo.write_bytes(bytes([*photo.read_bytes()[:-1], 7]))
     sent.requests.clear()
-    run("data", "push", dogs)
+    run("data", "push", "--no-doctor", dogs)
     keys = {one["Key"] for one in sent.of("PutObject")}
     assert keys == {"data/dogs/train/001.Affenpinscher/0.jpg", "manifests/data_dogs.json"}
 
@@ -80,13 +82,23 @@ def test_a_push_that_was_killed_goes_on_where_it_was(
 ) -> None:
     for index in range(600):
         (dogs / "train/001.Affenpinscher" / f"more-{index}.jpg").write_bytes(b"photo %d" % index)
-    command: list[str | Path] = [sys.executable, "-m", "deploy", "--profiles", profiles, "data", "push", dogs]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "deploy",
+        "--profiles",
+        profiles,
+        "data",
+        "push",
+        "--no-doctor",
+        dogs,
+    ]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
         wait_until(_count, timeout_s=60, what="the first photo in S3")
         process.kill()
     arrived = _count()
     assert 0 < arrived < 612
-    answer = run("data", "push", dogs)
+    answer = run("data", "push", "--no-doctor", dogs)
     assert answer.code == 0, answer.error
     # A request that was under way when the process died may have arrived after the count.
     assert 612 - arrived - 16 <= len(sent.of("PutObject")) - 1 <= 612 - arrived
@@ -102,25 +114,25 @@ def test_a_file_that_was_lost_on_the_way_is_noticed(aws: Aws, base: None, dogs: 
 
 def test_a_bucket_that_may_be_public_is_refused(run: Run, base: None, dogs: Path, sent: Sent) -> None:
     boto3.client("s3").delete_public_access_block(Bucket=BUCKET)
-    answer = run("data", "push", dogs)
+    answer = run("data", "push", "--no-doctor", dogs)
     assert answer.code == 1
     assert "does not block public access" in answer.error
     assert sent.of("PutObject") == []
 
 
 def test_without_a_bucket_the_remedy_is_named(run: Run, dogs: Path) -> None:
-    answer = run("data", "push", dogs)
+    answer = run("data", "push", "--no-doctor", dogs)
     assert "NoSuchBucket" in answer.error
     assert "`base apply`" in answer.error
 
 
 def test_strays_are_told_of(run: Run, base: None, dogs: Path) -> None:
     boto3.client("s3").put_object(Bucket=BUCKET, Key="data/dogs/train/old/1.jpg", Body=b"x")
-    assert "1 files lie there that are not here" in run("data", "push", dogs, "--plan").output
+    assert "1 files lie there that are not here" in run("data", "push", "--no-doctor", dogs, "--plan").output
 
 
 def test_a_plan_sends_nothing(run: Run, base: None, dogs: Path, sent: Sent) -> None:
-    answer = run("data", "push", dogs, "--plan")
+    answer = run("data", "push", "--no-doctor", dogs, "--plan")
     assert answer.code == 0, answer.error
     assert "12 files" in answer.output
     assert sent.writes == []
@@ -129,4 +141,31 @@ def test_a_plan_sends_nothing(run: Run, base: None, dogs: Path, sent: Sent) -> N
 @pytest.mark.parametrize(("argument", "words"), [("nowhere", "is no folder"), ("empty", "holds no files")])
 def test_a_folder_without_photos_is_a_sentence(run: Run, base: None, tmp_path: Path, argument: str, words: str) -> None:
     (tmp_path / "empty").mkdir()
-    assert words in run("data", "push", tmp_path / argument).error
+    assert words in run("data", "push", "--no-doctor", tmp_path / argument).error
+
+
+# ---- the doctor looks first ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.image
+def test_the_doctor_of_the_image_looks_first(engine: Engine, run: Run, base: None, dogs: Path, sent: Sent) -> None:
+    planned = run("data", "push", dogs, "--plan")
+    assert "the doctor over the photos, here, in image" in planned.output
+    answer = run("data", "push", dogs)
+    assert answer.code == 0, answer.error
+    assert answer.output.index("data doctor:") < answer.output.index("12 files are in s3://")
+    sent.requests.clear()
+    assert "data doctor:" not in run("data", "push", dogs).output  # nothing new to look at
+
+
+@pytest.mark.image
+def test_photos_that_training_would_refuse_are_not_sent(engine: Engine, run: Run, base: None, dogs: Path) -> None:
+    shutil.rmtree(dogs / "train/001.Affenpinscher")
+    shutil.rmtree(dogs / "valid")
+    answer = run("data", "push", dogs)
+    assert answer.code == 1
+    assert "the doctor does not let" in answer.error
+    assert "1 class" in answer.error
+    assert "--no-doctor" in answer.error
+    assert _held() == {}
+    assert run("data", "push", dogs, "--no-doctor").code == 0

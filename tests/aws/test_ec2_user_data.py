@@ -1,8 +1,9 @@
 """The script that an EC2 instance runs, run for real: in a container of the image's base, on the real engine.
 
-Stand-ins: `aws` copies between folders and writes down log events; `docker login` and `docker pull` answer at once (the
-image is there), every other docker command is the engine's; `shutdown` is written down; the log driver is json-file,
-for awslogs needs an instance's credentials.
+Stand-ins: `dnf` installs `aws`, as on the minimal Amazon Linux that the machine image stands on; `aws` copies between
+folders and writes down log events; `docker login` and `docker pull` answer at once (the image is there), every other
+docker command is the engine's; `shutdown` is written down; the log driver is json-file, for awslogs needs an instance's
+credentials.
 """
 
 from __future__ import annotations
@@ -43,6 +44,11 @@ case $1 in
   pull) exit ;;
 esac
 exec /engine/docker "$@"
+"""
+# What a minimal Amazon Linux does not have, and gets.
+_DNF = """#!/bin/bash
+printf '%s\\n' "$*" >>"$BUCKETS/../dnf.log"
+mv "$BUCKETS/../awscli-2" "$BUCKETS/../bin/aws"
 """
 _SHUTDOWN = """#!/bin/bash
 printf '%s\\n' "$*" >>"$BUCKETS/../shutdown.log"
@@ -85,9 +91,11 @@ def _launch(engine: Engine, folder: Path, *, hyperparameters: dict[str, str], ho
     )
     programs = folder / "bin"
     programs.mkdir()
-    for name, text in {"aws": _AWS, "docker": _DOCKER, "shutdown": _SHUTDOWN, "user-data": script}.items():
+    for name, text in {"dnf": _DNF, "docker": _DOCKER, "shutdown": _SHUTDOWN, "user-data": script}.items():
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
+    (folder / "awscli-2").write_text(_AWS)
+    (folder / "awscli-2").chmod(0o755)
     mounts = ("--volume", f"{folder}:{folder}", "--volume", "/var/run/docker.sock:/var/run/docker.sock")
     client = ("--volume", f"{_engine_path(engine)}:/engine/docker:ro")
     env = ("--env", f"BUCKETS={folder / 'buckets'}", "--env", f"PATH={programs}:/usr/bin:/bin")
@@ -120,6 +128,7 @@ def test_the_artifact_lies_in_the_bucket_and_the_instance_ends(engine: Engine, f
         names = {Path(name).name for name in archive.getnames()}
     assert {"manifest.json", "model.onnx", "weights.safetensors"} <= names
     assert instance.shutdowns == ["-h +90", "-h now"]
+    assert (folder / "dnf.log").read_text() == "install -y awscli-2\n"
     assert "validation:accuracy=" in instance.output
     assert not (instance.results / "failure").exists()
 

@@ -14,9 +14,9 @@ import boto3
 import httpx
 import pytest
 
-from deploy import releases
+from deploy import inventory, releases
 from deploy.aws import Aws
-from tests.aws.conftest import ACCOUNT, BUCKET, PROFILES, REGION, Run, Sent
+from tests.aws.conftest import ACCOUNT, BUCKET, PROFILES, REGION, Run, Sent, delete_policies
 
 URI = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/kennel@sha256:"
 ONE, TWO = URI + "1" * 64, URI + "2" * 64
@@ -66,7 +66,7 @@ def test_apply_names_image_model_and_code_by_what_cannot_change(run: Run, ready:
 def test_the_plan_tells_cost_and_the_shorter_cool_down(run: Run, ready: None, sent: Sent) -> None:
     answer = run("endpoint", "plan", "--model", MODEL, "--image", ONE)
     assert answer.code == 0, answer.error
-    assert "a month with 1" in answer.output
+    assert "a month while it stands (1 x ml.m5.xlarge $" in answer.output
     assert "60 is enough, for a new instance" in answer.output
     assert "check them before you rely on them" in answer.output
     assert sent.writes == ["CreateChangeSet", "DeleteChangeSet", "DeleteStack"]
@@ -100,10 +100,9 @@ def test_without_an_earlier_release_there_is_no_way_back(run: Run, ready: None) 
 
 @pytest.mark.parametrize("variant", ["serverless", "async", "multi-model"])
 def test_every_variant_can_be_applied(run: Run, ready: None, sent: Sent, tmp_path: Path, variant: str) -> None:
-    file = tmp_path / "variant.toml"
-    with_variant = PROFILES.replace("[shared.endpoint]", f'[shared.endpoint]\nvariant = "{variant}"')
-    file.write_text(with_variant + ("[shared.function]\nenabled = false" if variant == "async" else ""))
-    answer = run("endpoint", "apply", "--model", MODEL, "--image", ONE, "--yes", profiles=file)
+    answer = run(
+        "endpoint", "apply", "--model", MODEL, "--image", ONE, "--yes", profiles=_of_variant(tmp_path, variant)
+    )
     assert answer.code == 0, answer.error
     assert _parameters(sent.one("CreateChangeSet"))["Variant"] == variant
 
@@ -133,6 +132,16 @@ def test_status_says_what_is_in_service(run: Run, in_service: None) -> None:
     assert "endpoint kennel-dev: InService" in run("endpoint", "status").output
 
 
+_ANSWER = json.dumps({"label": "Affenpinscher"})
+
+
+def _will_answer(aws_env: dict[str, str], queue: str, *results: dict[str, Any]) -> None:
+    """Tell moto what its endpoint is to answer next."""
+    body = json.dumps({"results": results, "region": REGION})
+    url = f"{aws_env['AWS_ENDPOINT_URL']}/moto-api/static/sagemaker/{queue}"
+    httpx.post(url, content=body, trust_env=False).raise_for_status()
+
+
 def test_invoke_sends_the_photo_to_the_one_endpoint(
     run: Run, in_service: None, sent: Sent, tmp_path: Path, aws_env: dict[str, str]
 ) -> None:
@@ -140,15 +149,109 @@ def test_invoke_sends_the_photo_to_the_one_endpoint(
     photo.write_bytes(b"a photo")
     assert run("invoke", photo, "--plan").code == 0
     assert sent.of("InvokeEndpoint") == []
-    result = {"Body": json.dumps({"label": "Affenpinscher"}), "ContentType": "application/json"}
-    body = json.dumps({"results": [result], "region": REGION})
-    url = f"{aws_env['AWS_ENDPOINT_URL']}/moto-api/static/sagemaker/endpoint-results"
-    httpx.post(url, content=body, trust_env=False).raise_for_status()
+    _will_answer(aws_env, "endpoint-results", {"Body": _ANSWER, "ContentType": "application/json"})
     answer = run("invoke", photo)
     assert answer.code == 0, answer.error
     assert json.loads(answer.output) == {"photo": str(photo), "label": "Affenpinscher"}
     request = sent.one("InvokeEndpoint")
     assert (request["EndpointName"], request["Body"]) == ("kennel-dev", b"a photo")
+
+
+def _of_variant(folder: Path, variant: str) -> Path:
+    """A profile whose endpoint is of this kind."""
+    file = folder / f"{variant}.toml"
+    text = PROFILES.replace("[shared.endpoint]", f'[shared.endpoint]\nvariant = "{variant}"')
+    off = ("[shared.function]", "[shared.function]\nenabled = false")
+    file.write_text(text.replace(*off) if variant == "async" else text)
+    return file
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    file = tmp_path / "dog.jpg"
+    file.write_bytes(b"a photo")
+    return file
+
+
+def test_an_asynchronous_endpoint_is_asked_by_way_of_the_bucket(
+    run: Run, in_service: None, sent: Sent, photo: Path, tmp_path: Path, aws_env: dict[str, str]
+) -> None:
+    _will_answer(aws_env, "async-endpoint-results", {"data": _ANSWER}, {"is_failure": True, "data": "no photo"})
+    file = _of_variant(tmp_path, "async")
+    answer = run("invoke", photo, profiles=file)
+    assert json.loads(answer.output) == {"photo": str(photo), "label": "Affenpinscher"}
+    place = sent.one("InvokeEndpointAsync")["InputLocation"].removeprefix(f"s3://{BUCKET}/")
+    s3: Any = boto3.client("s3")
+    assert s3.get_object(Bucket=BUCKET, Key=place)["Body"].read() == b"a photo"
+    photo.write_bytes(b"another")
+    assert "the endpoint refused the photo: no photo" in run("invoke", photo, profiles=file).error
+    assert "load-test its container with --url" in run("loadtest", photo, profiles=file).error
+
+
+def test_one_of_many_models_must_be_named(
+    run: Run, in_service: None, sent: Sent, photo: Path, tmp_path: Path, aws_env: dict[str, str]
+) -> None:
+    file = _of_variant(tmp_path, "multi-model")
+    assert "say which with --model" in run("invoke", photo, profiles=file).error
+    _will_answer(aws_env, "endpoint-results", {"Body": _ANSWER, "ContentType": "application/json"})
+    answer = run("invoke", photo, "--model", "dogs.tar.gz", profiles=file)
+    assert json.loads(answer.output)["label"] == "Affenpinscher"
+    assert sent.one("InvokeEndpoint")["TargetModel"] == "dogs.tar.gz"
+
+
+def test_an_answer_that_is_none_of_ours_is_a_sentence(run: Run, in_service: None, photo: Path) -> None:
+    """Without being told, moto answers with `body`."""
+    assert "the endpoint's answer is not JSON: b'body'" in run("invoke", photo).error
+
+
+# ---- a bucket that tells the function of new photos ----------------------------------------------------------------
+
+
+@pytest.fixture
+def photos(in_service: None, sent: Sent) -> str:
+    """A bucket that the profile lets the function read, with a notification of somebody else's."""
+    s3: Any = boto3.client("s3")
+    s3.create_bucket(Bucket="photos", CreateBucketConfiguration={"LocationConstraint": REGION})
+    others = {"TopicConfigurations": [{"Id": "theirs", "TopicArn": _TOPIC, "Events": ["s3:ObjectRemoved:*"]}]}
+    s3.put_bucket_notification_configuration(Bucket="photos", NotificationConfiguration=others)
+    sent.requests.clear()
+    return "photos"
+
+
+_TOPIC = f"arn:aws:sns:{REGION}:{ACCOUNT}:theirs"
+
+
+def _notifications(bucket: str) -> tuple[list[dict[str, Any]], list[str]]:
+    s3: Any = boto3.client("s3")
+    found = s3.get_bucket_notification_configuration(Bucket=bucket)
+    topics = [one["Id"] for one in found.get("TopicConfigurations", [])]
+    return found.get("LambdaFunctionConfigurations", []), topics
+
+
+def test_a_bucket_notifies_the_alias_and_keeps_its_other_notifications(run: Run, photos: str, sent: Sent) -> None:
+    for _ in range(2):
+        answer = run("endpoint", "notify", photos, "--prefix", "incoming/")
+        assert answer.code == 0, answer.error
+    assert len(sent.of("PutBucketNotificationConfiguration")) == 1  # the second time, there is nothing to do
+    (ours,), others = _notifications(photos)
+    assert ours["LambdaFunctionArn"] == f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:kennel-dev-classify:live"
+    assert ours["Filter"]["Key"]["FilterRules"] == [{"Name": "prefix", "Value": "incoming/"}]
+    assert others == ["theirs"]
+    assert run("endpoint", "notify", photos, "--remove").code == 0
+    assert _notifications(photos) == ([], ["theirs"])
+
+
+def test_a_bucket_does_not_notify_a_function_that_is_gone(run: Run, photos: str, aws: Aws) -> None:
+    run("endpoint", "notify", photos)
+    assert inventory.Left("notification of bucket", "photos") in inventory.take(aws)
+    assert run("endpoint", "destroy", "--yes").code == 0
+    assert _notifications(photos) == ([], ["theirs"])
+
+
+def test_a_bucket_that_the_function_may_not_read_does_not_notify_it(run: Run, photos: str) -> None:
+    assert "add it to function.allowed_buckets" in run("endpoint", "notify", "others").error
+    run("endpoint", "destroy", "--yes")
+    assert "there is no function to notify" in run("endpoint", "notify", photos).error
 
 
 def test_destroying_the_endpoint_leaves_data_and_base(run: Run, ready: None, sent: Sent) -> None:
@@ -168,7 +271,7 @@ def test_destroy_all_leaves_nothing_and_proves_it(run: Run, ready: None, sent: S
     s3.delete_object(Bucket=BUCKET, Key="data/dogs/train/a/1.jpg")
     boto3.client("logs").create_log_group(logGroupName="/aws/sagemaker/Endpoints/kennel-dev")
     boto3.client("logs").create_log_group(logGroupName="/aws/sagemaker/Endpoints/another")
-    _detach_policies()
+    delete_policies()
     planned = run("destroy", "--all", "--plan")
     assert "bucket kennel-dev-" in planned.output
     assert "repository kennel" in planned.output
@@ -181,14 +284,6 @@ def test_destroy_all_leaves_nothing_and_proves_it(run: Run, ready: None, sent: S
     groups = [one["logGroupName"] for one in boto3.client("logs").describe_log_groups()["logGroups"]]
     assert groups == ["/aws/sagemaker/Endpoints/another"]
     assert run("destroy", "--all", "--yes").code == 0
-
-
-def _detach_policies() -> None:
-    """moto ends a role before the policies that are attached to it, and then cannot."""
-    iam: Any = boto3.client("iam")
-    for role in iam.list_roles()["Roles"]:
-        for policy in iam.list_attached_role_policies(RoleName=role["RoleName"])["AttachedPolicies"]:
-            iam.detach_role_policy(RoleName=role["RoleName"], PolicyArn=policy["PolicyArn"])
 
 
 def test_destroying_everything_must_be_said(run: Run, ready: None, sent: Sent) -> None:

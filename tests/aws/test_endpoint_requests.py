@@ -90,6 +90,14 @@ def test_serverless_has_none_of_what_it_does_not_know() -> None:
     assert set(variant) == {"VariantName", "ModelName", "InitialVariantWeight", "ServerlessConfig"}
 
 
+@pytest.mark.parametrize("wanted", ["true", "false"])
+def test_detailed_metrics_are_said_either_way(wanted: str) -> None:
+    """A configuration that says nothing of detailed observability has it, and is billed for it."""
+    config = resources(read_template("app"), {**PARAMETERS, "DetailedMetrics": wanted})["EndpointConfig"]
+    switches = {"EnableEnhancedMetrics": wanted, "EnableDetailedObservability": wanted}
+    assert config["MetricsConfig"] == {**switches, "MetricPublishFrequencyInSeconds": 60}
+
+
 def test_multi_model_tells_the_container() -> None:
     container = resources(read_template("app"), {**PARAMETERS, "Variant": "multi-model"})["Model"]["PrimaryContainer"]
     assert container["Mode"] == "MultiModel"

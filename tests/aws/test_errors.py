@@ -246,6 +246,36 @@ def test_an_endpoint_that_is_stuck_shows_its_containers_last_words(aws: Aws, stu
     assert "  manifest.json is missing in /opt/ml/model" in words
 
 
+def test_while_an_endpoint_is_stuck_its_container_is_heard(aws: Aws, stub: Stub, clock: Clock) -> None:
+    described = {
+        "EndpointName": "kennel-dev",
+        "EndpointArn": "arn:aws:sagemaker:eu-west-3:123456789012:endpoint/kennel-dev",
+        "EndpointStatus": "Creating",
+        "CreationTime": 0,
+        "LastModifiedTime": 0,
+    }
+    sagemaker, cloudwatch, logs = stub("sagemaker"), stub("cloudwatch"), stub("logs")
+    for _ in range(2):
+        sagemaker.add_response("describe_endpoint", described, {"EndpointName": "kennel-dev"})
+        cloudwatch.add_response("describe_alarms", {"MetricAlarms": []})
+        logs.add_response("describe_log_streams", {"logStreams": [{"logStreamName": "all/i-1"}]})
+    event = {"timestamp": 1, "message": "manifest.json is missing in /opt/ml/model", "ingestionTime": 1}
+    logs.add_response("get_log_events", {"events": [event], "nextForwardToken": "f/1"})
+    logs.add_response("get_log_events", {"events": [], "nextForwardToken": "f/1"})
+    said: list[str] = []
+    watch = endpoint.StuckWatch(aws, said.append)
+    for _ in range(59):  # every five seconds, as `stacks.wait` does
+        watch()
+        clock.sleep(5)
+    assert said == []  # an endpoint takes minutes
+    clock.sleep(5)
+    watch()
+    watch()
+    (words,) = said
+    assert words.startswith("endpoint is Creating")
+    assert "  manifest.json is missing in /opt/ml/model" in words
+
+
 def test_an_image_that_is_not_there_is_to_be_pushed(aws: Aws, stub: Stub) -> None:
     stubber = stub("ecr")
     stubber.add_response("describe_repositories", {"repositories": [{"repositoryUri": "host/kennel"}]})

@@ -14,12 +14,17 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.awsrequest import AWSResponse
+from botocore.compat import HTTPHeaders
+from botocore.stub import Stubber
 
 from deploy import jobs
 from deploy.aws import Aws
+from deploy.training import DEFAULT_EPOCHS
 from tests.aws.conftest import ACCOUNT, BUCKET, REGION, Run, Sent
 from tests.aws.tools import ROOT
 from tests.training import write_digits
+from train.config import TrainConfig
 
 URI = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/kennel@sha256:{'0' * 64}"
 
@@ -67,12 +72,12 @@ def test_spot_has_checkpoints_and_time_to_wait(run: Run, ready: None, sent: Sent
     request = sent.one("CreateTrainingJob")
     assert request["EnableManagedSpotTraining"] is True
     assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 7200, "MaxWaitTimeInSeconds": 14400}
-    assert request["CheckpointConfig"]["S3Uri"] == f"s3://{BUCKET}/checkpoints/d"
+    assert request["CheckpointConfig"]["S3Uri"] == f"s3://{BUCKET}/checkpoints/d/"
 
 
 def test_a_job_that_continues_another_shares_its_checkpoints(run: Run, ready: None, sent: Sent) -> None:
     assert run("train", "--data", "dogs", "--image", URI, "--continue", "dogs-1").code == 0
-    assert sent.one("CreateTrainingJob")["CheckpointConfig"]["S3Uri"] == f"s3://{BUCKET}/checkpoints/dogs-1"
+    assert sent.one("CreateTrainingJob")["CheckpointConfig"]["S3Uri"] == f"s3://{BUCKET}/checkpoints/dogs-1/"
 
 
 def test_a_warm_pool_is_asked_for(run: Run, ready: None, sent: Sent) -> None:
@@ -250,7 +255,126 @@ def test_an_unknown_job_is_a_sentence(run: Run, base: None) -> None:
 def test_an_ec2_job_is_found_by_its_tag_and_stopped(run: Run, ready: None, sent: Sent) -> None:
     assert run("ec2", "train", "--data", "dogs", "--image", URI, "--name", "dogs-ec2").code == 0
     assert "ec2 dogs-ec2: running i-" in run("status", "dogs-ec2").output
-    assert run("stop", "dogs-ec2", "--plan").code == 0
+    planned = run("stop", "dogs-ec2", "--plan")
+    assert "its instances are billed no longer" in planned.output
     assert sent.of("TerminateInstances") == []
     assert run("stop", "dogs-ec2").code == 0
     assert len(sent.one("TerminateInstances")["InstanceIds"]) == 1
+
+
+@pytest.fixture
+def gone(run: Run, ready: None) -> Any:
+    """An EC2 job whose instance has ended."""
+    assert run("ec2", "train", "--data", "dogs", "--image", URI, "--name", "dogs-ec2").code == 0
+    ec2: Any = boto3.client("ec2")
+    (reservation,) = ec2.describe_instances()["Reservations"]
+    ec2.terminate_instances(InstanceIds=[reservation["Instances"][0]["InstanceId"]])
+    return boto3.client("s3")
+
+
+def test_an_instance_that_left_a_model_has_completed(run: Run, gone: Any) -> None:
+    gone.put_object(Bucket=BUCKET, Key="jobs/dogs-ec2/output/model.tar.gz", Body=b"x")
+    answer = run("status", "dogs-ec2")
+    assert answer.code == 0
+    assert "ec2 dogs-ec2: Completed" in answer.output
+    assert f"artifact: s3://{BUCKET}/jobs/dogs-ec2/output/model.tar.gz" in answer.output
+
+
+def test_an_instance_that_left_a_failure_has_failed(run: Run, gone: Any) -> None:
+    gone.put_object(Bucket=BUCKET, Key="jobs/dogs-ec2/output/failure", Body=b"channel 'training' holds 1 class folder")
+    answer = run("status", "dogs-ec2")
+    assert answer.code == 1
+    assert "failure: channel 'training' holds 1 class folder" in answer.output
+
+
+def test_an_instance_that_left_nothing_has_failed_too(run: Run, gone: Any) -> None:
+    answer = run("status", "dogs-ec2")
+    assert answer.code == 1
+    assert "it left neither a model nor a failure" in answer.output
+
+
+# ---- what is cheap to check is checked before photos are sent ------------------------------------------------------
+
+
+def test_a_name_in_use_is_found_before_anything_is_sent(run: Run, ready: None, sent: Sent, digits: Path) -> None:
+    assert run("train", "--data", "dogs", "--image", URI, "--name", "dogs-1").code == 0
+    sent.requests.clear()
+    for command in (("train",), ("tune",), ("ec2", "train")):
+        answer = run(*command, "--data", digits, "--image", URI, "--name", "dogs-1")
+        assert "the name 'dogs-1' is in use: training dogs-1 is Completed; choose another" in answer.error
+    assert sent.writes == []
+
+
+def test_a_quota_of_zero_is_found_before_anything_is_sent(
+    run: Run, ready: None, sent: Sent, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listening = boto3.Session
+
+    def with_quota(**arguments: Any) -> Any:
+        session = listening(**arguments)
+        quota = {"QuotaName": "ml.m5.large for training job usage", "QuotaCode": "L-1234", "Value": 0.0}
+        answer: Any = (AWSResponse("", 200, HTTPHeaders(), None), {"Quotas": [quota]})
+        hear: Any = session.events.register
+        hear("before-call.service-quotas", lambda **_: answer)
+        return session
+
+    monkeypatch.setattr(boto3, "Session", with_quota)
+    answer = run("train", "--data", digits, "--image", URI)
+    assert "quota 'ml.m5.large for training job usage' is 0 in eu-west-3; this needs 1" in answer.error
+    assert "aws service-quotas request-service-quota-increase" in answer.error
+    assert sent.writes == []
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> Path:
+    write_digits(tmp_path / "digits/train", per_class=2)
+    return tmp_path / "digits"
+
+
+def test_the_plan_tells_time_and_cost_of_these_photos(run: Run, ready: None) -> None:
+    arguments = ("--data", "dogs", "--image", URI, "--set", "epochs=3", "--instance-type", "ml.g4dn.xlarge")
+    for command in (("train",), ("ec2", "train")):
+        output = run(*command, *arguments, "--plan").output
+        assert "for 3 epochs of 1 photos, all layers; at most $" in output
+
+
+def test_the_image_trains_as_often_as_the_estimates_say() -> None:
+    assert TrainConfig().epochs == DEFAULT_EPOCHS
+
+
+def test_a_further_channel_is_sent(run: Run, ready: None, sent: Sent) -> None:
+    weights = f"s3://{BUCKET}/weights/"
+    assert run("train", "--data", "dogs", "--image", URI, "--channel", f"pretrained={weights}").code == 0
+    channels = {one["ChannelName"]: one["DataSource"] for one in sent.one("CreateTrainingJob")["InputDataConfig"]}
+    assert channels["pretrained"]["S3DataSource"]["S3Uri"] == weights
+    assert "write NAME=s3://" in run("train", "--data", "dogs", "--image", URI, "--channel", "pretrained").error
+
+
+def test_warm_instances_are_told_of_and_let_go(aws: Aws) -> None:
+    stubber = Stubber(aws.client("sagemaker"))
+    described = {**_TRAINING_JOB, "WarmPoolStatus": {"Status": "Available"}}
+    stubber.add_response("describe_training_job", described, {"TrainingJobName": "dogs-1"})
+    keep = {"KeepAlivePeriodInSeconds": 0}
+    stubber.add_response(
+        "update_training_job",
+        {"TrainingJobArn": _TRAINING_JOB["TrainingJobArn"]},
+        {"TrainingJobName": "dogs-1", "ResourceConfig": keep},
+    )
+    with stubber:
+        found = jobs.status(aws, "dogs-1")
+        assert (found.ended, found.warm) == (True, True)
+        jobs.stop(aws, found)
+    stubber.assert_no_pending_responses()
+
+
+_TRAINING_JOB: dict[str, Any] = {
+    "TrainingJobName": "dogs-1",
+    "TrainingJobArn": f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:training-job/dogs-1",
+    "TrainingJobStatus": "Completed",
+    "SecondaryStatus": "Completed",
+    "ModelArtifacts": {"S3ModelArtifacts": ""},
+    "AlgorithmSpecification": {"TrainingInputMode": "File"},
+    "ResourceConfig": {},
+    "StoppingCondition": {},
+    "CreationTime": 0,
+}

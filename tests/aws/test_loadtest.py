@@ -10,6 +10,9 @@ import pytest
 from deploy import loadtest
 from deploy.errors import DeployError
 from deploy.loadtest import Round, Send
+from deploy.pricing import provisioned_month
+from deploy.profile import Endpoint
+from deploy.sizing import size
 from tests.aws.conftest import Run
 from tests.containers import Engine, serving
 from tests.serving import PHOTO, Server, running_server, write_artifact
@@ -39,7 +42,8 @@ def test_a_running_server_is_measured(run: Run, server: Server, photo: Path) -> 
     rounds = [line for line in answer.output.splitlines() if " clients  " in line]
     assert rounds
     assert "endpoint.scaling_target = " in answer.output
-    assert "a month" in answer.output or "all month" in answer.output
+    assert "instances at the peak = " in answer.output
+    assert "if the peak lasted all month: $" in answer.output
 
 
 @pytest.fixture
@@ -106,16 +110,30 @@ def test_a_round_with_errors_is_not_held() -> None:
     assert best.clients == 1
 
 
+FOUND = Round(clients=4, requests=1000, errors=0, requests_per_s=34.7, p50_ms=100, p99_ms=300)
+
+
 def test_sizing_follows_from_the_round() -> None:
-    found = Round(clients=4, requests=1000, errors=0, requests_per_s=34.7, p50_ms=100, p99_ms=300)
-    sizing = loadtest.size(found, peak_per_s=40, instance_type="ml.m5.large")
+    sizing = size(FOUND, peak_per_s=40, endpoint=Endpoint(instance_type="ml.m5.large"))
     assert sizing.scaling_target == int(34.7 * 0.5 * 60)
     assert sizing.instances == 3  # 40 / (34.7 x 0.5) = 2.3
     assert sizing.provisioned_concurrency == 4  # 40 x 0.1 s
     assert sizing.reserved_concurrency == 24  # 2 x 40 x 0.3 s
-    assert sizing.dollars_a_month is not None
-    assert sizing.dollars_a_month > 3 * 0.115 * 730
-    assert loadtest.size(found, peak_per_s=1, instance_type="ml.unknown").dollars_a_month is None
+    assert sizing.endpoint_dollars == pytest.approx(3 * 0.115 * 730)
+    calls = 40 * 730 * 3600
+    run = calls * (0.0000002 + 0.1 * 0.5 * 0.0000097222)
+    assert sizing.function_dollars == pytest.approx(provisioned_month(4) + run)
+
+
+def test_a_machine_without_a_price_leaves_the_bill_open() -> None:
+    assert size(FOUND, peak_per_s=1, endpoint=Endpoint(instance_type="ml.unknown")).endpoint_dollars is None
+
+
+def test_a_serverless_endpoint_is_sized_in_concurrency_and_billed_by_the_second() -> None:
+    sizing = size(FOUND, peak_per_s=40, endpoint=Endpoint(variant="serverless", serverless_memory_mb=2048))
+    assert (sizing.instances, sizing.scaling_target) == (None, None)
+    assert sizing.serverless_concurrency == 12  # 40 x 0.3 s
+    assert sizing.endpoint_dollars == pytest.approx(40 * 730 * 3600 * 0.1 * 2 * 0.00002)
 
 
 @pytest.mark.parametrize(("share", "expected"), [(50, 2.0), (99, 4.0), (1, 1.0), (100, 4.0)])

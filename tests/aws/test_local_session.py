@@ -98,7 +98,7 @@ def _request(aws: Aws, *, instances: int) -> dict[str, Any]:
         name="digits-1",
         image=IMAGE,
         bucket=BUCKET,
-        channels=datasets.channels(aws, "digits"),
+        channels=datasets.in_bucket(aws, "digits").channels,
         settings=Training(instance_type="ml.m5.large", instances=instances, spot=False),
         hyperparameters=SMALL,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,28 @@ from tests.aws.conftest import ACCOUNT, BUCKET, REGION, Run, Sent
 URI = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/kennel@sha256:{'0' * 64}"
 MODEL = f"s3://{BUCKET}/jobs/dogs-1/output/model.tar.gz"
 COMMANDS = {
+    "doctor": (),
+    "advise": (),
+    "audit": (),
     "base apply": (),
     "data push": ("{photos}",),
     "train": ("--data", "dogs", "--image", URI),
     "tune": ("--data", "dogs", "--image", URI, "--description", "{description}"),
     "ec2 train": ("--data", "dogs", "--image", URI),
+    "status": ("dogs-ec2",),
+    "logs": ("dogs-ec2",),
     "stop": ("dogs-ec2",),
     "endpoint apply": ("--model", MODEL, "--image", URI),
+    "endpoint status": (),
     "endpoint rollback": (),
     "endpoint destroy": (),
+    "endpoint notify": ("photos",),
     "invoke": ("{photos}/a.jpg",),
     "loadtest": ("{photos}/a.jpg",),
     "destroy": ("--all",),
 }
-# What reads and reports has no plan: it changes nothing.
-READING = {"doctor", "advise", "status", "logs", "audit", "endpoint plan", "endpoint status"}
+# The one command that is a plan itself.
+PLANS = {"endpoint plan"}
 DESCRIPTION = (
     '{"metric_definitions": [], "objective": {"MetricName": "m", "Type": "Maximize"}, '
     '"parameter_ranges": {"IntegerParameterRanges": [{"Name": "epochs", "MinValue": "1", "MaxValue": "9"}], '
@@ -60,16 +68,18 @@ def test_every_plan_changes_nothing(run: Run, world: dict[str, str], sent: Sent)
         answer = run(*command.split(), *(world.get(one, one) for one in arguments), "--plan")
         assert answer.code == 0, (command, answer.error)
         assert "--plan: nothing was changed" in answer.output, command
+        (cost,) = re.findall(r"^cost    (.+)$", answer.output, re.MULTILINE)
+        assert "$" in cost or cost.startswith(("nothing", "what ")), (command, cost)
         # A change set is CloudFormation's plan; it is taken away again.
         assert set(sent.writes) <= {"CreateChangeSet", "DeleteChangeSet"}, command
 
 
-def test_every_command_is_in_one_of_the_two_lists() -> None:
+def test_every_command_has_a_plan() -> None:
     names = {_name(one.name, one.callback) for one in app.registered_commands}
     for group in app.registered_groups:
         assert group.typer_instance is not None
         names |= {f"{group.name} {_name(one.name, one.callback)}" for one in group.typer_instance.registered_commands}
-    assert names == set(COMMANDS) | READING
+    assert names == set(COMMANDS) | PLANS
 
 
 def _name(name: str | None, callback: Any) -> str:
