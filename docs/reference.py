@@ -289,6 +289,7 @@ def _front(multi_model: bool) -> front.FrontConfig:
         large_bodies=1,
         queue_length=1,
         max_connections=1,
+        most_bodies=1,
         max_payload_bytes=1,
         queue_s=1,
         work_s=1,

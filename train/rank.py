@@ -26,7 +26,7 @@ def run_rank(paths: SageMakerPaths, config: TrainConfig) -> None:
     check_environment(os.environ)
     from train.distributed import World  # torch takes seconds to import.
     from train.export import check_loadable
-    from train.job import run_job
+    from train.run import run_job
 
     world = World.join()
     if not world.leads:

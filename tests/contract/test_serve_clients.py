@@ -67,7 +67,7 @@ def test_wrk_gets_nothing_but_answers(server: Server, tmp_path: Path) -> None:
     photo.write_bytes(PHOTO)
     script.write_text(WRK.format(photo=photo))
     url = f"http://127.0.0.1:{server.port}/invocations"
-    command = [on_path("wrk", "wrk"), "-t1", "-c8", "-d4s", "--timeout", "30s", "-s", str(script), url]
+    command = [str(on_path("wrk", "wrk")), "-t1", "-c8", "-d4s", "--timeout", "30s", "-s", str(script), url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     answered = re.search(r"(\d+) requests in", done.stdout)
     assert answered, done.stdout
