@@ -34,7 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def curl(server: Server, *words: str, path: str = "/invocations") -> tuple[int, str]:
     """The status and the body that curl saw."""
-    command = [on_path("curl", "curl"), "--silent", "--show-error", "--write-out", "\n%{http_code}", *words]
+    command = [str(on_path("curl", "curl")), "--silent", "--show-error", "--write-out", "\n%{http_code}", *words]
     url = f"http://127.0.0.1:{server.port}{path}"
     done = subprocess.run([*command, url], capture_output=True, text=True, timeout=60, check=True)
     body, _, status = done.stdout.rpartition("\n")
