@@ -31,6 +31,9 @@ _UPLOAD_S = 10
 # A model is verified and loaded while its caller waits.
 _LOAD_S = 300
 
+# What HAProxy, control and the workers answer with; each is counted.
+STATUSES = (200, 400, 404, 405, 406, 408, 409, 411, 413, 415, 422, 500, 502, 503, 504, 507)
+
 # The path of HAProxy's Prometheus figures; the scopes leave out those of single servers.
 FIGURES = "/metrics?scope=frontend&scope=backend&scope=global"
 
@@ -63,11 +66,6 @@ class FrontConfig:
     def loaded_models(self) -> Path:
         """The map of models that may be called: a file at the start, HAProxy's memory after it."""
         return self.folder / "models.map"
-
-    @property
-    def answered(self) -> Path:
-        """The map that counts answers by status, in HAProxy's memory too."""
-        return self.folder / "answered.map"
 
     @property
     def figures(self) -> Path:
@@ -106,6 +104,7 @@ global
     tune.bufsize {BUFFER_BYTES + HEADROOM_BYTES}
     tune.maxrewrite 8192
     stats socket {config.runtime} mode 600 level admin
+{_lines(f"set-var {_count(status)} int(0)" for status in STATUSES)}
 """
 
 
@@ -197,8 +196,8 @@ frontend api
     http-after-response set-header {attributes} %[var(txn.attributes)] if {{ var(txn.attributes) -m found }}
     http-after-response set-header Retry-After 1 if {{ status 503 }}
     http-after-response set-header Cache-Control no-store
-    # One thread serves all requests, so that reading and writing the count are one step.
-    http-after-response set-map({config.answered}) %[status] {_next_count(config)} if {{ var(txn.counted) -m found }}
+    # One thread serves all requests, so that reading and writing the count are one step. 2.6 has no set-map here.
+{_lines(_counting(status) for status in STATUSES)}
 
     use_backend ping if ping
     use_backend models if managing
@@ -209,8 +208,15 @@ frontend api
 """
 
 
-def _next_count(config: FrontConfig) -> str:
-    return f"%[status,map_str_int({config.answered},0),add(1)]"
+def _count(status: int) -> str:
+    """The variable of HAProxy's process that counts the answers of a status."""
+    return f"proc.answered_{status}"
+
+
+def _counting(status: int) -> str:
+    count = _count(status)
+    condition = f"{{ var(txn.counted) -m found }} {{ status {status} }}"
+    return f"http-after-response set-var({count}) var({count}),add(1) if {condition}"
 
 
 def _paths(config: FrontConfig) -> list[str]:
@@ -432,8 +438,9 @@ class FrontRuntime:
 
     def answered(self) -> dict[str, int]:
         """How many answers of each status were given, /ping's left out."""
-        lines = self._command(f"show map {self._config.answered}").splitlines()
-        return {status: int(count) for _, status, count in (line.split() for line in lines if line)}
+        text = self._command(";".join(f"get var {_count(status)}" for status in STATUSES))
+        found = re.findall(r"answered_(\d+): type=sint value=<(\d+)>", text)
+        return {status: int(count) for status, count in found if count != "0"}
 
     def _command(self, text: str) -> str:
         with socket.socket(socket.AF_UNIX) as client:
