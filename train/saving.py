@@ -117,7 +117,7 @@ def save(model: ResNet, network: bytes, job: Job, results: Results) -> None:
     """Calibrate what is served, write the artifact, and the report beside it."""
     started = time.perf_counter()
     head = model.fc.weight.detach().cpu().numpy()
-    if results.int8 is not None:
+    if results.int8 is not None and not STOP.requested():
         alike = map_correlation(network, results.int8, head, job.sets.photos.validation, job.spec)
         results = replace(results, int8_maps=alike)
     if results.shipped is not None:

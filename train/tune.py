@@ -173,7 +173,7 @@ def _train(trial: optuna.Trial, tree: SageMakerPaths, values: Mapping[str, str])
     command = [sys.executable, "-m", "train", *words]
     value, epoch, pruned = None, 0, False
     with (
-        (tree.base / "log").open("w") as log,
+        (tree.base / "log").open("w", buffering=1) as log,
         subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
     ):
         threading.Thread(target=_pass_on, args=(process,), daemon=True).start()
