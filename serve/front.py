@@ -37,6 +37,9 @@ FIGURES = "/metrics?scope=frontend&scope=backend&scope=global"
 # What HAProxy says of each proxy at its end, and of those that follow the one that is checked.
 NOISE = r"Proxy \S+ stopped|no server available|via health/control"
 
+# All that is ever answered; HAProxy's counts by class of status come beside these.
+_STATUSES = (200, 400, 404, 405, 406, 408, 409, 411, 413, 415, 422, 500, 502, 503, 504, 507)
+
 _HEADERS = "host|content-type|content-length|transfer-encoding|expect|accept"
 ID = "%[var(txn.id)]"
 
@@ -63,11 +66,6 @@ class FrontConfig:
     def loaded_models(self) -> Path:
         """The map of models that may be called: a file at the start, HAProxy's memory after it."""
         return self.folder / "models.map"
-
-    @property
-    def answered(self) -> Path:
-        """The map that counts answers by status, in HAProxy's memory too."""
-        return self.folder / "answered.map"
 
     @property
     def figures(self) -> Path:
@@ -197,8 +195,8 @@ frontend api
     http-after-response set-header {attributes} %[var(txn.attributes)] if {{ var(txn.attributes) -m found }}
     http-after-response set-header Retry-After 1 if {{ status 503 }}
     http-after-response set-header Cache-Control no-store
-    # One thread serves all requests, so that reading and writing the count are one step.
-    http-after-response set-map({config.answered}) %[status] {_next_count(config)} if {{ var(txn.counted) -m found }}
+    # One thread serves all requests, so that reading and writing a count are one step.
+{_lines(f"http-after-response {_count(status)}" for status in _STATUSES)}
 
     use_backend ping if ping
     use_backend models if managing
@@ -209,8 +207,9 @@ frontend api
 """
 
 
-def _next_count(config: FrontConfig) -> str:
-    return f"%[status,map_str_int({config.answered},0),add(1)]"
+def _count(status: int) -> str:
+    name = f"proc.answers_{status}"
+    return f"set-var({name}) var({name},0),add(1) if {{ status {status} }} {{ var(txn.counted) -m found }}"
 
 
 def _paths(config: FrontConfig) -> list[str]:
@@ -430,10 +429,10 @@ class FrontRuntime:
         found = re.search(r"CurrConns: (\d+)", self._command("show info"))
         return int(found[1]) if found else 0
 
-    def answered(self) -> dict[str, int]:
+    def answered(self) -> dict[str, str]:
         """How many answers of each status were given, /ping's left out."""
-        lines = self._command(f"show map {self._config.answered}").splitlines()
-        return {status: int(count) for _, status, count in (line.split() for line in lines if line)}
+        text = self._command(";".join(f"get var proc.answers_{status}" for status in _STATUSES))
+        return dict(re.findall(r"proc\.answers_(\d+): type=sint value=<(\d+)>", text))
 
     def _command(self, text: str) -> str:
         with socket.socket(socket.AF_UNIX) as client:

