@@ -10,13 +10,14 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from container.errors import ArtifactError, PhotoError, PhotoTooLargeError
 
@@ -24,8 +25,15 @@ Float32Array = npt.NDArray[np.float32]
 
 # Formats outside this list are never handed to a decoder. (MPO, which many phones write as .jpg, opens as JPEG.)
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-# 64 megapixels take 256 MB as RGBA: what a 1 GB serverless container can still decode.
-MAX_PIXELS: Final = 64_000_000
+# What decoding one photo may take: 64 megapixels as RGB, which a 1 GB serverless container has beside its model.
+MAX_DECODED_BYTES: Final = 256_000_000
+MAX_PIXELS: Final = MAX_DECODED_BYTES // 4
+# Measured, of a pixel: Pillow keeps RGB in 4 bytes; other modes are kept while their RGB copy grows beside them.
+_MODE_BYTES: Final = {"1": 5, "L": 4, "I;16": 4, "P": 5, "RGB": 4}
+_OTHER_MODE_BYTES: Final = 8
+# Pillow reads a WebP as an animation, with canvases and copies.
+_WEBP_BYTES: Final = 17
+_STRIP_PIXELS: Final = 1_000_000
 
 _INTERPOLATIONS: Final = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -121,12 +129,30 @@ def open_photo(data: bytes, *, min_side: int) -> Image.Image:
     return photo
 
 
-def _check_pixels(photo: Image.Image) -> None:
+def _check_pixels(photo: ImageFile) -> None:
     width, height = photo.size
-    if width * height > MAX_PIXELS:
+    most = int(MAX_DECODED_BYTES / _bytes_per_pixel(photo))
+    if width * height > most:
         raise PhotoTooLargeError(
-            f"the photo has {width} x {height} pixels; at most {MAX_PIXELS:,} are decoded; scale it down"
+            f"the photo has {width} x {height} pixels; of its kind ({photo.format}, {photo.mode}) at most {most:,} are "
+            "decoded; scale it down"
         )
+
+
+def _bytes_per_pixel(photo: ImageFile) -> float:
+    """The most memory that decoding takes, by pixel of the whole photo."""
+    if photo.format == "WEBP":
+        return _WEBP_BYTES
+    if photo.mode in ("RGB", "L") and photo.has_transparency_data:
+        return _OTHER_MODE_BYTES
+    if photo.format not in ("JPEG", "MPO"):
+        return _MODE_BYTES.get(photo.mode, _OTHER_MODE_BYTES)
+    if not photo.info.get("progressive"):
+        return 4  # At most: it is decoded at a reduced scale.
+    # A progressive one is kept as coefficients of 2 bytes until its last scan, by each component's share of pixels.
+    sampling: list[tuple[int, int]] = [(across, down) for _, across, down, _ in photo.layer]  # type: ignore[attr-defined]
+    whole = max(across for across, _ in sampling) * max(down for _, down in sampling)
+    return max(4, 2 * sum(across * down for across, down in sampling) / whole)
 
 
 def _draft_size(photo: Image.Image, min_side: int) -> tuple[int, int]:
@@ -145,13 +171,29 @@ def _orientation(photo: Image.Image) -> int:
 
 def _to_rgb(photo: Image.Image) -> Image.Image:
     if photo.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(photo) >> 8).astype(np.uint8))
+        return _by_strips(photo, "L", lambda strip: Image.fromarray((np.asarray(strip) >> 8).astype(np.uint8)))
     if photo.mode in ("I", "F"):
         raise PhotoError(f"the photo has 32-bit pixels (mode {photo.mode}); save it with 8 or 16 bits a channel")
     if photo.has_transparency_data:
-        photo = photo.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB")
-    return photo if photo.mode in ("RGB", "L") else photo.convert("RGB")
+        return _by_strips(photo, "RGB", _on_white)
+    return photo if photo.mode in ("RGB", "L") else _by_strips(photo, "RGB", lambda strip: strip.convert("RGB"))
+
+
+def _on_white(photo: Image.Image) -> Image.Image:
+    photo = photo.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB")
+
+
+def _by_strips(photo: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """`convert` a few rows at a time, since copies of all of them would take several times the photo's memory."""
+    width, height = photo.size
+    rows = max(1, _STRIP_PIXELS // width)
+    if rows >= height:
+        return convert(photo)
+    whole = Image.new(mode, photo.size)
+    for top in range(0, height, rows):
+        whole.paste(convert(photo.crop((0, top, width, min(top + rows, height)))), (0, top))
+    return whole
 
 
 def _unreadable(data: bytes, error: Exception) -> str:

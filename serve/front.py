@@ -31,14 +31,14 @@ _UPLOAD_S = 10
 # A model is verified and loaded while its caller waits.
 _LOAD_S = 300
 
-# What HAProxy, control and the workers answer with; each is counted.
-STATUSES = (200, 400, 404, 405, 406, 408, 409, 411, 413, 415, 422, 500, 502, 503, 504, 507)
-
 # The path of HAProxy's Prometheus figures; the scopes leave out those of single servers.
 FIGURES = "/metrics?scope=frontend&scope=backend&scope=global"
 
 # What HAProxy says of each proxy at its end, and of those that follow the one that is checked.
 NOISE = r"Proxy \S+ stopped|no server available|via health/control"
+
+# All that is ever answered; HAProxy's counts by class of status come beside these.
+_STATUSES = (200, 400, 404, 405, 406, 408, 409, 411, 413, 415, 422, 500, 502, 503, 504, 507)
 
 _HEADERS = "host|content-type|content-length|transfer-encoding|expect|accept"
 ID = "%[var(txn.id)]"
@@ -104,7 +104,6 @@ global
     tune.bufsize {BUFFER_BYTES + HEADROOM_BYTES}
     tune.maxrewrite 8192
     stats socket {config.runtime} mode 600 level admin
-{_lines(f"set-var {_count(status)} int(0)" for status in STATUSES)}
 """
 
 
@@ -196,8 +195,8 @@ frontend api
     http-after-response set-header {attributes} %[var(txn.attributes)] if {{ var(txn.attributes) -m found }}
     http-after-response set-header Retry-After 1 if {{ status 503 }}
     http-after-response set-header Cache-Control no-store
-    # One thread serves all requests, so that reading and writing the count are one step. 2.6 has no set-map here.
-{_lines(_counting(status) for status in STATUSES)}
+    # One thread serves all requests, so that reading and writing a count are one step.
+{_lines(f"http-after-response {_count(status)}" for status in _STATUSES)}
 
     use_backend ping if ping
     use_backend models if managing
@@ -209,14 +208,8 @@ frontend api
 
 
 def _count(status: int) -> str:
-    """The variable of HAProxy's process that counts the answers of a status."""
-    return f"proc.answered_{status}"
-
-
-def _counting(status: int) -> str:
-    count = _count(status)
-    condition = f"{{ var(txn.counted) -m found }} {{ status {status} }}"
-    return f"http-after-response set-var({count}) var({count}),add(1) if {condition}"
+    name = f"proc.answers_{status}"
+    return f"set-var({name}) var({name},0),add(1) if {{ status {status} }} {{ var(txn.counted) -m found }}"
 
 
 def _paths(config: FrontConfig) -> list[str]:
@@ -436,11 +429,10 @@ class FrontRuntime:
         found = re.search(r"CurrConns: (\d+)", self._command("show info"))
         return int(found[1]) if found else 0
 
-    def answered(self) -> dict[str, int]:
+    def answered(self) -> dict[str, str]:
         """How many answers of each status were given, /ping's left out."""
-        text = self._command(";".join(f"get var {_count(status)}" for status in STATUSES))
-        found = re.findall(r"answered_(\d+): type=sint value=<(\d+)>", text)
-        return {status: int(count) for status, count in found if count != "0"}
+        text = self._command(";".join(f"get var proc.answers_{status}" for status in _STATUSES))
+        return dict(re.findall(r"proc\.answers_(\d+): type=sint value=<(\d+)>", text))
 
     def _command(self, text: str) -> str:
         with socket.socket(socket.AF_UNIX) as client:

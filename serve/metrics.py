@@ -62,11 +62,11 @@ def gauge(name: str, words: str, labels: dict[str, str], value: float) -> Metric
     return family
 
 
-def answers(by_status: Mapping[str, int]) -> Metric:
+def answers(by_status: Mapping[str, str]) -> Metric:
     """What the front counted."""
     family = CounterMetricFamily("kennel_answers", "Answers by HTTP status, the front's own included", labels=["code"])
     for status, count in by_status.items():
-        family.add_metric([status], count)
+        family.add_metric([status], float(count))
     return family
 
 

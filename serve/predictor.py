@@ -55,8 +55,7 @@ class Predictor:
 
     def logits(self, photo: bytes) -> Float32Array:
         """A photo's bytes -> (classes,) float32; raises PhotoError."""
-        spec = self.manifest.preprocessing
-        array = normalise(centre_square(open_photo(photo, min_side=spec.resize_size), spec), spec)
+        array, _ = self._read(photo)
         (logits,) = self.engine.run(array[None], [LOGITS])
         found: Float32Array = logits[0]
         return found
@@ -64,10 +63,8 @@ class Predictor:
     def predict(self, data: bytes, options: Options) -> Prediction:
         """Raises PhotoError, and NotAcceptableError for an option that this network cannot answer."""
         self.check(options)
-        spec = self.manifest.preprocessing
         started = time.perf_counter()
-        photo = open_photo(data, min_side=spec.resize_size)
-        array = normalise(centre_square(photo, spec), spec)
+        array, (width, height) = self._read(data)
         decoded = time.perf_counter()
         wanted = [LOGITS, *([FEATURES] if options.embed else []), *([MAPS] if options.explain else [])]
         found = dict(zip(wanted, self.engine.run(array[None], wanted), strict=True))
@@ -81,9 +78,15 @@ class Predictor:
             heat_map=self._heat_map(data, found[MAPS][0], classes[0].index) if options.explain else None,
             decode_s=decoded - started,
             inference_s=inferred - decoded,
-            width=photo.info["size"][0],
-            height=photo.info["size"][1],
+            width=width,
+            height=height,
         )
+
+    def _read(self, data: bytes) -> tuple[Float32Array, tuple[int, int]]:
+        """The network's input and the photo's own size; nothing of its many pixels is kept."""
+        spec = self.manifest.preprocessing
+        photo = open_photo(data, min_side=spec.resize_size)
+        return normalise(centre_square(photo, spec), spec), photo.info["size"]
 
     def check(self, options: Options) -> None:
         """Raises NotAcceptableError for an option that this artifact cannot answer."""

@@ -19,8 +19,8 @@ _WORKER_MIB = 40
 # takes for a moment beside that (the file, the unpacked weights).
 _NETWORK_FACTOR = 1.4
 _LOADING_FACTOR = 2.2
-# container.preprocessing decodes up to 64 megapixels: 4 bytes each, as RGBA.
-_PHOTO_MIB = 256
+# The most that container.preprocessing takes to decode a photo.
+PHOTO_MIB = 256
 # torch with CUDA, in host memory: 815 MB measured on a CPU, the rest an estimate.
 _TORCH_MIB = 2048
 # More threads than this gain little on one 224 x 224 photo.
@@ -82,7 +82,7 @@ def choose_multi_model_shape(config: ServeConfig, machine: Machine) -> Shape:
     slots = max(4, 2 * machine.cores)
     shape = None
     for large_bodies in _LARGE_BODIES:
-        shape = _sum(config, machine, config.workers or 1, slots, large_bodies, machine.cores * _PHOTO_MIB)
+        shape = _sum(config, machine, config.workers or 1, slots, large_bodies, machine.cores * PHOTO_MIB)
         if shape.total_mib <= machine.memory_bytes // MIB // 3:
             break
     assert shape is not None  # noqa: S101  there is always a candidate
@@ -115,7 +115,7 @@ def _candidates(config: ServeConfig, machine: Machine) -> Iterator[tuple[int, in
 
 
 def _shape(config: ServeConfig, machine: Machine, workers: int, large_bodies: int, network_bytes: int) -> Shape:
-    at_work_mib = max(_PHOTO_MIB + config.max_payload_mib, loading_mib(network_bytes))
+    at_work_mib = max(PHOTO_MIB + config.max_payload_mib, loading_mib(network_bytes))
     worker_mib = model_mib(network_bytes, on_gpu=machine.gpus > 0) + at_work_mib
     return _sum(config, machine, workers, workers, large_bodies, workers * worker_mib)
 

@@ -31,10 +31,13 @@ WHITE = encoded(picture(SIZE, SIZE).point(lambda _: 255))
 PHOTO = encoded(picture(64, 48), "JPEG")
 
 
-def tiny_network(*, hangs_on_white: bool = False, classes: int = len(CLASSES), ballast: int = 0) -> bytes:
+def tiny_network(
+    *, hangs_on_white: bool = False, classes: int = len(CLASSES), ballast: int = 0, grabs: float | None = None
+) -> bytes:
     """An ONNX network: logits are the photo's mean colours; with `hangs_on_white`, a loop of 10^15 steps first.
 
-    `ballast` is a number of weights of no effect that are read for every photo.
+    `ballast` is a number of weights of no effect that are read for every photo. A photo whose mean colour is above
+    `grabs` makes it fill 8 GiB of memory.
     """
     nodes = [
         helper.make_node("GlobalAveragePool", ["photos"], ["pooled"]),
@@ -42,7 +45,8 @@ def tiny_network(*, hangs_on_white: bool = False, classes: int = len(CLASSES), b
         helper.make_node("Gemm", ["colours", "weight", "bias"], ["answer"]),
         *_loop(hangs_on_white),
         *_ballast(ballast),
-        helper.make_node("Identity", [_last(hangs_on_white, ballast)], ["logits"]),
+        *_grab(grabs),
+        helper.make_node("Identity", [_last(hangs_on_white, ballast, grabs)], ["logits"]),
     ]
     graph = helper.make_graph(
         nodes,
@@ -55,6 +59,9 @@ def tiny_network(*, hangs_on_white: bool = False, classes: int = len(CLASSES), b
             numpy_helper.from_array(np.array(2.0, np.float32), "bright"),
             numpy_helper.from_array(np.array(10**15, np.float32), "for_ever"),
             numpy_helper.from_array(np.array(True), "true"),
+            numpy_helper.from_array(np.array(grabs or 0, np.float32), "modest"),
+            numpy_helper.from_array(np.array(2**31, np.float32), "too_many"),
+            numpy_helper.from_array(np.array([1]), "one"),
             *([numpy_helper.from_array(np.zeros((ballast, 1), np.float32), "ballast")] if ballast else []),
         ],
     )
@@ -63,7 +70,9 @@ def tiny_network(*, hangs_on_white: bool = False, classes: int = len(CLASSES), b
     return bytes(network.SerializeToString())
 
 
-def _last(hangs_on_white: bool, ballast: int) -> str:
+def _last(hangs_on_white: bool, ballast: int, grabs: float | None) -> str:
+    if grabs is not None:
+        return "greedy_answer"
     if ballast:
         return "heavy_answer"
     return "late_answer" if hangs_on_white else "answer"
@@ -78,6 +87,25 @@ def _ballast(count: int) -> list[onnx.NodeProto]:
         helper.make_node("Mul", ["ballast", "least"], ["scaled"]),
         helper.make_node("ReduceSum", ["scaled"], ["nothing"], keepdims=0),
         helper.make_node("Add", ["answer", "nothing"], ["heavy_answer"]),
+    ]
+
+
+def _grab(above: float | None) -> list[onnx.NodeProto]:
+    if above is None:
+        return []
+    return [
+        helper.make_node("ReduceMean", ["colours"], ["average"], keepdims=0),
+        helper.make_node("Greater", ["average", "modest"], ["is_greedy"]),
+        helper.make_node("Cast", ["is_greedy"], ["is_greedy_float"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["is_greedy_float", "too_many"], ["count_float"]),
+        helper.make_node("Cast", ["count_float"], ["count_scalar"], to=TensorProto.INT64),
+        helper.make_node("Reshape", ["count_scalar", "one"], ["count"]),
+        helper.make_node(
+            "ConstantOfShape", ["count"], ["hoard"], value=numpy_helper.from_array(np.ones(1, np.float32), "filling")
+        ),
+        helper.make_node("ReduceSum", ["hoard"], ["sum"], keepdims=0),
+        helper.make_node("Min", ["sum", "is_greedy_float"], ["added"]),
+        helper.make_node("Add", ["answer", "added"], ["greedy_answer"]),
     ]
 
 

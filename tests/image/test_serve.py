@@ -15,7 +15,11 @@ import httpx
 import pytest
 from PIL import Image
 
+from container.artifact import load_manifest
+from tests.benchmarks import networks
 from tests.containers import Engine, Server, serving
+from tests.contract.test_serve_openapi import schemathesis
+from tests.serving import WHITE, tiny_network, write_artifact
 from tests.support import encoded, free_port, odd_photos, picture, wait_until
 
 pytestmark = pytest.mark.image
@@ -69,7 +73,9 @@ def test_a6_61_the_callers_mistakes_are_4xx_with_a_sentence(server: Server) -> N
     "options",
     [
         pytest.param(
-            ("--user", "65534:65534", "--read-only", "--tmpfs", "/tmp", "--memory", "1g"), id="a8_76_serverless"
+            # --ipc none: there is no /dev/shm.
+            ("--user", "65534:65534", "--read-only", "--tmpfs", "/tmp", "--ipc", "none", "--memory", "1g"),
+            id="a8_76_serverless",
         ),
         pytest.param(
             ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"), id="locked"
@@ -88,6 +94,109 @@ def test_without_any_folder_to_write_to_it_ends_with_a_sentence(engine: Engine, 
         logs = server.container.logs()
     assert "serve: no temporary folder can be written to" in logs
     assert "Traceback" not in logs
+
+
+def test_a8_76_a_resnet_50_and_the_largest_photos_fit_in_one_gigabyte(engine: Engine, tmp_path: Path) -> None:
+    """float32, in the smallest serverless container, with several of the photos that take the most memory at once."""
+    model = networks.build("resnet50", tmp_path / "resnet50.pth")
+    networks.write_float32(model, "resnet50", tmp_path / "model")
+    for path in (tmp_path, tmp_path / "model"):
+        path.chmod(0o755)
+    large = [
+        encoded(Image.new("RGB", (7_900, 7_900))),
+        encoded(Image.new("RGBA", (5_600, 5_600))),
+        encoded(Image.new("RGB", (6_500, 6_500)), "JPEG", progressive=True, subsampling=0),
+        encoded(picture(1_500, 1_500), "BMP"),
+    ]
+    options = ("--user", "65534:65534", "--read-only", "--tmpfs", "/tmp", "--ipc", "none")
+    limit = ("--memory", "1g", "--memory-swap", "1g", "--cpus", "1")
+    with serving(engine, tmp_path / "model", options=(*options, *limit)) as server:
+        before = worker_pids(server)
+        for _ in range(2):
+            assert server.post_all(large) == [200] * len(large)
+        assert worker_pids(server) == before
+        assert "worker died" not in server.container.logs().lower()
+        assert '"workers' not in server.container.logs()
+        assert server.ping() == 200
+
+
+@pytest.fixture(scope="module")
+def greedy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models whose network takes far more memory than its file lets one plan for: one for a white photo, one always."""
+    folder = tmp_path_factory.mktemp("greedy")
+    folder.chmod(0o755)
+    for name, network in (("white", tiny_network(grabs=0.9)), ("always", tiny_network(grabs=-100.0))):
+        write_artifact(folder / name / "model", network)
+    write_artifact(folder / "modest" / "model")
+    for path in folder.rglob("*"):
+        path.chmod(0o755)
+    return folder
+
+
+LITTLE = ("--memory", "1g", "--memory-swap", "1g")
+
+
+def test_a6_53_a_worker_that_is_killed_for_its_memory_is_503_and_comes_back(engine: Engine, greedy: Path) -> None:
+    with serving(engine, greedy / "white" / "model", options=LITTLE) as server:
+        assert server.post(encoded(picture())).status_code == 200
+        answer = server.post(WHITE)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "worker_died")
+        assert answer.headers["retry-after"] == "1"
+        wait_until(lambda: server.post(encoded(picture())).status_code == 200, timeout_s=60, what="another worker")
+        wait_until(lambda: server.ping() == 200, timeout_s=60, what="/ping to say 200")
+
+
+def test_a7_68_a_model_that_finds_no_memory_is_507_and_leaves_nothing_behind(engine: Engine, greedy: Path) -> None:
+    """By the plan, and where the plan was wrong: the kernel kills the worker while it loads."""
+    env = ("--env", "SAGEMAKER_MULTI_MODEL=true", "--env", "SAGEMAKER_MAX_PAYLOAD_IN_MB=6")
+    limit = ("--memory", "1300m", "--memory-swap", "1300m", "--cpus", "2")
+    options = (*limit, *env, "--volume", f"{greedy}:/opt/ml/models:ro")
+    with serving(engine, greedy / "modest", options=options) as server:
+
+        def load(name: str, model: str) -> httpx.Response:
+            body = {"model_name": name, "url": f"/opt/ml/models/{model}/model"}
+            return httpx.post(f"{server.url}/models", json=body, timeout=120)
+
+        def invoke(name: str) -> int:
+            headers = {"Content-Type": "image/png"}
+            return httpx.post(
+                f"{server.url}/models/{name}/invoke", content=encoded(picture()), headers=headers
+            ).status_code
+
+        assert load("modest", "modest").status_code == 200
+        for _ in range(2):  # The second would be 409 if a dead entry stayed.
+            answer = load("greedy", "always")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (507, "insufficient_memory")
+            assert invoke("greedy") == 404
+        assert invoke("modest") == 200
+        statuses = [load(f"m{number}", "modest").status_code for number in range(12)]
+        assert statuses == sorted(statuses)
+        assert set(statuses) == {200, 507}
+        last = f"m{statuses.index(507)}"
+        assert load(last, "modest").status_code == 507
+        assert httpx.delete(f"{server.url}/models/m0").status_code == 200
+        assert load(last, "modest").status_code == 200
+        assert invoke(last) == 200
+
+
+def test_a6_51_it_listens_on_its_port_alone(server: Server) -> None:
+    """No other port, on any address: nothing for SAGEMAKER_SAFE_PORT_RANGE to bound, MMS's management least of all."""
+    tables = server.container.exec("cat", "/proc/net/tcp", "/proc/net/tcp6").stdout.splitlines()
+    listening = [line.split()[1] for line in tables if line.split()[3] == "0A"]
+    assert [int(address.split(":")[1], 16) for address in listening] == [8080]
+
+
+def test_a6_57_the_model_folder_is_mounted_read_only_and_left_as_it_was(server: Server, artifact: Path) -> None:
+    assert server.post(encoded(picture())).status_code == 200
+    assert server.container.exec("touch", "/opt/ml/model/x").returncode != 0
+    assert not [
+        path for path in artifact.rglob("*") if path.name not in load_manifest(artifact).files and path.is_dir()
+    ]
+
+
+def test_the_running_container_is_what_its_document_says(server: Server, tmp_path: Path) -> None:
+    schemathesis(f"{server.url}/openapi.json", tmp_path, examples=10)
+    assert server.ping() == 200
 
 
 def test_it_serves_without_any_network(engine: Engine, artifact: Path) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from container.errors import ArtifactError, PhotoError, PhotoTooLargeError
-from container.preprocessing import MAX_PIXELS, Preprocessing, open_photo, preprocess
+from container.preprocessing import MAX_DECODED_BYTES, MAX_PIXELS, Preprocessing, open_photo, preprocess
+from serve.shape import PHOTO_MIB
 from tests.support import encoded, odd_photos, picture
 
 SPEC = Preprocessing.for_image_size(64)
@@ -90,6 +94,60 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
     png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
     with pytest.raises(PhotoTooLargeError, match=f"{MAX_PIXELS:,}"):
         preprocess(bytes(png), SPEC)
+
+
+def flat(mode: str, pixels: float, kind: str, **options: object) -> bytes:
+    """A square photo of one colour: few bytes, many pixels."""
+    side = int(pixels**0.5)
+    return encoded(Image.new(mode, (side, side)), kind, **options)
+
+
+WEBP: dict[str, object] = {"lossless": True, "quality": 0, "method": 0}
+KINDS: list[tuple[str, float, str, dict[str, object]]] = [
+    ("RGB", 4, "PNG", {}),
+    ("1", 5, "PNG", {}),
+    ("P", 5, "GIF", {}),
+    ("LA", 8, "PNG", {}),
+    ("CMYK", 8, "TIFF", {"compression": "tiff_lzw"}),
+    ("RGBA", 17, "WEBP", WEBP),
+    ("RGB", 6, "JPEG", {"progressive": True, "subsampling": 0}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "per_pixel", "kind", "options"), KINDS)
+def test_no_photo_takes_more_memory_than_serving_plans_for(
+    tmp_path: Path, mode: str, per_pixel: float, kind: str, options: dict[str, object]
+) -> None:
+    """Measured in a process of its own, at the most pixels of each kind that are decoded."""
+    path = tmp_path / "photo"
+    path.write_bytes(flat(mode, 0.99 * MAX_DECODED_BYTES / per_pixel, kind, **options))
+    script = (
+        "import sys, resource, pathlib; from container.preprocessing import Preprocessing, preprocess, silence_pillow;"
+        "silence_pillow(); data = pathlib.Path(sys.argv[1]).read_bytes();"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024;"
+        "before = peak(); preprocess(data, Preprocessing()); print(peak() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < PHOTO_MIB * 1.05
+
+
+def test_more_pixels_than_their_kind_may_have_are_refused() -> None:
+    for mode, per_pixel, kind, options in KINDS[-2:]:
+        with pytest.raises(PhotoTooLargeError, match=rf"of its kind \({kind}, {mode}\) at most [0-9,]+ are decoded"):
+            open_photo(flat(mode, 1.01 * MAX_DECODED_BYTES / per_pixel, kind, **options), min_side=64)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "CMYK"])
+def test_a_photo_of_many_rows_is_converted_as_a_short_one_is(mode: str) -> None:
+    tall = picture(700, 3001).convert("RGB")
+    if mode in ("RGBA", "LA"):
+        tall.putalpha(Image.linear_gradient("L").resize(tall.size))
+    tall = tall.convert(mode)
+    found = np.asarray(open_photo(encoded(tall, "TIFF" if mode == "CMYK" else "PNG"), min_side=64))
+    for top in (0, 1400, 2990):
+        part = encoded(tall.crop((0, top, 700, top + 11)), "TIFF" if mode == "CMYK" else "PNG")
+        np.testing.assert_array_equal(found[top : top + 11], np.asarray(open_photo(part, min_side=64)))
 
 
 def test_broken_metadata_does_not_cost_the_photo() -> None:

@@ -21,13 +21,16 @@ from container.errors import ArtifactError, NotAcceptableError, ServingError
 from container.preprocessing import Preprocessing, preprocess
 from serve import codec
 from serve.api import JSON
+from serve.engine import OnnxEngine
 from serve.explanation import class_activation_map, draw
 from serve.options import Options
 from serve.predictor import Predictor, softmax
 from serve.torch_engine import TorchEngine
 from tests.serving import write_artifact
 from tests.support import encoded, picture
+from train.channels import Photo
 from train.graph import resnet_graph
+from train.quantization import quantize
 
 SPEC = Preprocessing.for_image_size(64)
 PHOTO = encoded(picture(200, 150), "JPEG", quality=95)
@@ -82,6 +85,40 @@ def test_the_map_s_mean_and_the_bias_are_the_logit(
         heat = class_activation_map(maps[0], folder / WEIGHTS, index)
         assert heat.shape == (2, 2)
         assert heat.mean() + model.fc.bias[index].item() == pytest.approx(float(logits[0, index]), abs=1e-4)
+
+
+def test_the_map_is_what_gradients_find(artifact: tuple[Path, torchvision.models.ResNet], predictor: Predictor) -> None:
+    """An independent way to the same map, which knows nothing of the head: the logit's gradient by place."""
+    folder, model = artifact
+    kept: list[torch.Tensor] = []
+    hook = model.layer4.register_forward_hook(lambda _module, _inputs, output: kept.append(output))
+    logits = model(torch.from_numpy(preprocess(PHOTO, SPEC)[None]))
+    hook.remove()
+    (maps,) = predictor.engine.run(preprocess(PHOTO, SPEC)[None], ["maps"])
+    for index in range(5):
+        (gradient,) = torch.autograd.grad(logits[0, index], kept[0], retain_graph=True)
+        expected = (gradient * kept[0]).sum(1)[0] * gradient[0, 0].numel()
+        found = class_activation_map(maps[0], folder / WEIGHTS, index)
+        np.testing.assert_allclose(found, expected.detach().numpy(), atol=1e-3)
+
+
+def test_with_int8_the_map_is_the_int8_network_s_own(
+    artifact: tuple[Path, torchvision.models.ResNet], predictor: Predictor, tmp_path: Path
+) -> None:
+    folder, model = artifact
+    photos = [tmp_path / f"{seed}.png" for seed in range(4)]
+    for seed, path in enumerate(photos):
+        path.write_bytes(encoded(picture(80, 70, seed)))
+    (tmp_path / "int8.onnx").write_bytes(
+        quantize((folder / NETWORK).read_bytes(), [Photo(path, 0) for path in photos], SPEC)
+    )
+    array, names = preprocess(PHOTO, SPEC)[None], ["logits", "maps"]
+    logits, maps = OnnxEngine(tmp_path / "int8.onnx", threads=1).run(array, names)
+    heat = class_activation_map(maps[0], folder / WEIGHTS, 0)
+    assert heat.mean() + model.fc.bias[0].item() == pytest.approx(float(logits[0, 0]), abs=0.02 * float(np.ptp(logits)))
+    exact = class_activation_map(predictor.engine.run(array, names)[1][0], folder / WEIGHTS, 0)
+    assert not np.array_equal(heat, exact)
+    assert np.corrcoef(heat.ravel(), exact.ravel())[0, 1] > 0.8
 
 
 def test_a_heat_map_is_the_photo_s_square_under_colours(predictor: Predictor) -> None:

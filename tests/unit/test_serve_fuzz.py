@@ -6,11 +6,13 @@ import base64
 import gc
 import io
 import json
+import os
 import resource
 import zlib
 from pathlib import Path
 
 import pytest
+import sklearn.datasets
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -23,7 +25,16 @@ from serve.predictor import Predictor
 from tests.serving import write_artifact
 from tests.support import encoded, odd_photos, picture
 
-PHOTOS = [photo for name, photo in sorted(odd_photos().items()) if name != "large.jpg"]
+
+def real_photos() -> list[bytes]:
+    """Two that scikit-learn ships, and some of the folder KENNEL_PHOTOS."""
+    paths = sorted(Path(sklearn.datasets.__file__).parent.glob("images/*.jpg"))
+    if folder := os.environ.get("KENNEL_PHOTOS"):
+        paths += sorted(Path(folder).rglob("*.jpg"))[::40][:6]
+    return [path.read_bytes() for path in paths]
+
+
+PHOTOS = [photo for name, photo in sorted(odd_photos().items()) if name != "large.jpg"] + real_photos()
 JPEG = odd_photos()["plain.jpg"]
 QUICKLY = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=250)
 THOROUGHLY = settings(QUICKLY, max_examples=5000)
