@@ -180,6 +180,9 @@ def _inconsistencies(profile: Profile) -> list[str]:
         "an asynchronous endpoint answers in S3, which the function does not wait for: set function.enabled = false": (
             endpoint.variant != "async" or not function.enabled
         ),
+        "a multi-model endpoint must be told which model, which the function does not: set function.enabled = false": (
+            endpoint.variant != "multi-model" or not function.enabled
+        ),
         "training.subnets and training.security_groups go together": bool(training.subnets)
         == bool(training.security_groups),
     }

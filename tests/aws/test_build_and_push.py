@@ -20,6 +20,7 @@ from tests.aws.ecr_registry import CERTIFICATES, HOST, PASSWORD, ecr_registry, m
 
 SCRIPT = Path(__file__).parents[2] / "build_and_push.sh"
 ENGINES = ("docker", "podman")
+_NOTHING = "localhost/kennel-test-nothing:latest"
 
 
 def _engine(name: str) -> str | None:
@@ -39,6 +40,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield host
     for program in filter(None, map(_engine, ENGINES)):
         listed = subprocess.run([program, "images", "--quiet", f"{host}/kennel"], capture_output=True, text=True)
+        subprocess.run([program, "rmi", "--force", _NOTHING], capture_output=True)
         if images := set(listed.stdout.split()):
             subprocess.run([program, "rmi", "--force", *images], capture_output=True, check=True)
 
@@ -83,6 +85,7 @@ def _push(
         pytest.skip("needs the aws command (awscli)")
     scratch = project.parent / "tmp"
     scratch.mkdir(exist_ok=True)
+    more = {"BASE": _some_image(program), **more}
     return subprocess.run(
         [project / "build_and_push.sh", *arguments],
         cwd="/",
@@ -91,6 +94,14 @@ def _push(
         text=True,
         timeout=180,
     )
+
+
+def _some_image(program: str) -> str:
+    """An image that the engine has. build.sh makes its base where there is none; this Dockerfile stands on nothing."""
+    if subprocess.run([program, "image", "inspect", _NOTHING], capture_output=True).returncode:
+        empty = subprocess.run(["tar", "-c", "--files-from=/dev/null"], capture_output=True, check=True).stdout
+        subprocess.run([program, "import", "-", _NOTHING], input=empty, capture_output=True, check=True)
+    return _NOTHING
 
 
 def _manifest(tag: str) -> dict[str, Any]:

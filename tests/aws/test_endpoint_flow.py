@@ -162,7 +162,7 @@ def _of_variant(folder: Path, variant: str) -> Path:
     file = folder / f"{variant}.toml"
     text = PROFILES.replace("[shared.endpoint]", f'[shared.endpoint]\nvariant = "{variant}"')
     off = ("[shared.function]", "[shared.function]\nenabled = false")
-    file.write_text(text.replace(*off) if variant == "async" else text)
+    file.write_text(text if variant == "serverless" else text.replace(*off))
     return file
 
 

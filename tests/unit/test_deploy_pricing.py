@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import re
 import tomllib
 from pathlib import Path
 
@@ -138,3 +139,16 @@ def test_the_bill_counts_the_alarms_of_the_template() -> None:
     """A profile with everything switched on: as many alarms as there are in the template, and scaling's two."""
     alarms = sum(one["Type"] == "AWS::CloudWatch::Alarm" for one in load(read_template("app"))["Resources"].values())
     assert any(item.what == f"{alarms + 2} alarms and dashboard" for item in bill.month(_profile()) or ())
+
+
+def test_the_readme_names_the_costs_that_the_plans_print() -> None:
+    """The month of what stands and the ceiling of a training, as the profile that ships has them."""
+    profile, readme = Profile.load("dev"), (Path(__file__).parents[2] / "README.md").read_text()
+    month = sum(item.dollars for item in bill.month(profile) or ())
+    assert f"# ${month:.0f} a month while it stands" in readme
+    training = profile.training
+    ceiling = ceiling_words(training.instance_type, hours=training.max_hours, instances=1, spot=True)
+    estimate = estimate_words(training.instance_type, photos=6680, epochs=10, spot=True)
+    ((cost, most),) = re.findall(r"# (\$\S+) on spot, estimated; at most (\$\S+)$", readme, re.MULTILINE)
+    assert f"at most {most} on demand" in ceiling
+    assert f"{cost} (estimated" in estimate
