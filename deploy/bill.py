@@ -38,6 +38,30 @@ def month_words(profile: Profile) -> str:
     return f"about ${sum(item.dollars for item in items):.0f} a month while it stands ({parts}){_further(profile)}"
 
 
+def abuse_words(profile: Profile) -> str:
+    """What strangers can cost a month who keep a public function busy all the time, at most its reserved concurrency.
+
+    Lambda starts at most ten calls a second for each that may run at a time (developer guide, "Lambda quotas").
+    """
+    rates, function, endpoint = load_prices().rates, profile.function, profile.endpoint
+    calls, seconds = function.reserved_concurrency, HOURS_A_MONTH * 3600
+    lambda_month = calls * seconds * (0.5 * rates["lambda_gb_second"] + 10 * rates["lambda_request"])
+    if endpoint.variant == "serverless":
+        busy = min(calls, endpoint.serverless_concurrency) * seconds
+        month = busy * endpoint.serverless_memory_mb / 1024 * rates["serverless_gb_second"]
+        at_most = f"${month:.0f} for the endpoint"
+    elif machine := load_prices().machine(endpoint.instance_type):
+        month = endpoint.max_instances * machine.sagemaker_hour * HOURS_A_MONTH
+        at_most = f"${month:.0f} for the endpoint at all its {endpoint.max_instances} instances"
+    else:
+        at_most = f"what {endpoint.max_instances} x {endpoint.instance_type} cost"
+    return (
+        f"the function's URL is public: anybody can have photos classified at your cost. Abuse of all {calls} calls at "
+        f"a time (reserved_concurrency) costs a month at most ${lambda_month:.0f} for the function and {at_most}; "
+        f"traffic out comes on top, ${rates['traffic_out_gb']:.2f} a GB"
+    )
+
+
 def _items(profile: Profile) -> Iterator[Item]:
     prices, endpoint, function = load_prices(), profile.endpoint, profile.function
     alarms = _ENDPOINT_ALARMS + _FUNCTION_ALARMS * function.enabled

@@ -10,6 +10,7 @@ from typing import Any
 
 from deploy import jobs, stacks
 from deploy.aws import Aws
+from deploy.bill import abuse_words
 from deploy.errors import DeployError
 from deploy.pricing import load_prices
 from deploy.profile import Profile
@@ -120,10 +121,7 @@ def _advice(profile: Profile) -> list[str]:
             f"each is ${load_prices().rates['custom_metric_month']:.2f} a month"
         )
     if profile.function.url == "public":
-        notes.append(
-            "the function's URL is public: anybody can have photos classified at your cost, at most "
-            f"{profile.function.reserved_concurrency} at a time"
-        )
+        notes.append(abuse_words(profile))
     return notes
 
 

@@ -27,8 +27,9 @@ def answer(event: Mapping[str, Any], classifier: Classifier, record: Record) -> 
 
 
 def _is_photo(item: S3Object, result_prefix: str) -> bool:
-    # Results lie in the bucket that notifies: an answer to one of them would be answered without end.
-    return not item.key.startswith(result_prefix) and not item.key.endswith("/")
+    # Results lie in the bucket that notifies: an answer to one of them would be answered without end. All of them end
+    # in .json, those of another function with another prefix too.
+    return not item.key.startswith(result_prefix) and not item.key.endswith(("/", ".json"))
 
 
 def _file_result(item: S3Object, classifier: Classifier, record: Record) -> Refusal | None:

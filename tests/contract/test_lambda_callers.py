@@ -183,6 +183,7 @@ ERRORS: dict[str, tuple[Behaviour, int, str]] = {
     "415": (container_error(415, "unsupported_media_type", "send a photo"), 415, "unsupported_media_type"),
     "422": (container_error(422, "photo_too_large", "too many pixels"), 422, "photo_too_large"),
     "strange 4xx": (model_error(404, "<html>nginx</html>"), 404, "bad_request"),
+    "429": (container_error(429, "throttled", "too many photos"), 429, "throttled"),
     "500": (container_error(500, "internal_error", "see the log"), 502, "endpoint_failed"),
     "502": (model_error(502, "Traceback (most recent call last): model.py"), 502, "endpoint_failed"),
     "overloaded": (container_error(503, "overloaded", "queue is full"), 503, "overloaded"),

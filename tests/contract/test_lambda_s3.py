@@ -198,8 +198,16 @@ def test_a_new_photo_gets_its_result_under_a_prefix_of_its_own(s3: S3Client) -> 
     assert result["request_id"] == Context().aws_request_id
 
 
-def test_a_bucket_that_notifies_of_everything_makes_no_endless_loop(s3: S3Client, runtime: RuntimeStandIn) -> None:
-    """Every object that the function writes is notified back to it, as such a bucket does, until no more comes."""
+@pytest.mark.parametrize("prefixes", [("results/",), ("results/", "dev/")])
+def test_a_bucket_that_notifies_of_everything_makes_no_endless_loop(
+    s3: S3Client, runtime: RuntimeStandIn, prefixes: tuple[str, ...]
+) -> None:
+    """All that the functions write is notified back to them, as such a bucket does, until no more comes."""
+    app = classify.application()
+    functions = [
+        classify.Application(replace(app.classifier, config=replace(app.classifier.config, result_prefix=prefix)))
+        for prefix in prefixes
+    ]
     seen = {"dogs/rex.jpg"}
     calls = 0
     while new := keys(s3) - seen:
@@ -207,10 +215,11 @@ def test_a_bucket_that_notifies_of_everything_makes_no_endless_loop(s3: S3Client
         calls += 1
         assert calls < 5, f"the function answers to its own output: {sorted(seen)}"
         records = [_record(key) for key in sorted(new)]
-        classify.handler({"Records": records}, Context())
+        for made in functions:
+            made.handle({"Records": records}, Context())
 
-    assert len(runtime.calls) == 1
-    assert keys(s3) == {KEY, "dogs/rex.jpg", RESULT}
+    assert len(runtime.calls) == len(prefixes)
+    assert keys(s3) == {KEY, "dogs/rex.jpg", *(f"{prefix}{KEY}.json" for prefix in prefixes)}
 
 
 def _record(key: str) -> dict[str, Any]:

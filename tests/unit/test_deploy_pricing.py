@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from deploy import bill, pricing
+from deploy.endpoint import advice as endpoint_advice
 from deploy.endpoint import scaling_target
 from deploy.errors import DeployError
 from deploy.pricing import (
@@ -21,7 +22,7 @@ from deploy.pricing import (
     provisioned_month,
     training_estimate,
 )
-from deploy.profile import Endpoint, Profile
+from deploy.profile import Endpoint, Function, Profile
 from deploy.stacks import read_template
 from tests.aws.cloudformation import load
 
@@ -123,6 +124,26 @@ def test_what_stands_is_added_up() -> None:
     words = bill.month_words(profile)
     assert words.startswith(f"about ${sum(items.values()):.0f} a month while it stands")
     assert f"each further instance, up to 3, ${hourly * 730:.0f}" in words
+
+
+def test_a_public_url_says_what_abuse_can_cost() -> None:
+    """Ten environments of half a GB for 730 hours, a hundred calls a second, and all instances of the endpoint."""
+    hourly = load_prices().machines["c6i.xlarge"].sagemaker_hour
+    public = Function(url="public")
+    words = bill.abuse_words(Profile("dev", function=public))
+
+    assert "all 10 calls at a time" in words
+    assert "$272 for the function" in words  # 219 for the time, 53 for the calls.
+    assert f"${3 * 730 * hourly:.0f} for the endpoint at all its 3 instances" in words
+    assert endpoint_advice(Profile("dev", function=public))[-2] == words
+    assert not [note for note in endpoint_advice(Profile("dev")) if "public" in note]
+
+
+def test_abuse_of_a_serverless_endpoint_is_bounded_by_the_smaller_concurrency() -> None:
+    endpoint = Endpoint(variant="serverless", serverless_memory_mb=2048, serverless_concurrency=5)
+    words = bill.abuse_words(Profile("dev", endpoint=endpoint, function=Function(url="public")))
+
+    assert f"${5 * 2 * 730 * 3600 * 0.00002:.0f} for the endpoint;" in words
 
 
 def test_a_serverless_endpoint_costs_nothing_idle_and_something_a_second() -> None:

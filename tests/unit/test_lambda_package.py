@@ -32,7 +32,7 @@ def imported(path: Path) -> Iterator[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_files_lean_on_python_boto3_and_each_other(path: Path) -> None:
     allowed = set(sys.stdlib_module_names) | OURS
-    extra = {"endpoint.py": {"boto3", "botocore"}, "photos.py": {"PIL"}}.get(path.name, set())
+    extra = {"endpoint.py": {"botocore"}, "photos.py": {"PIL"}}.get(path.name, set())
 
     assert set(imported(path)) - allowed == extra
 
