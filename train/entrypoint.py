@@ -41,10 +41,11 @@ def main(arguments: Sequence[str]) -> int:
         _prepare(paths)
         given = read_hyperparameters(paths.hyperparameters)
         config = TrainConfig.from_hyperparameters(given, read_command_line(arguments))
-        if one_of_several():
-            run_rank(paths, config)
+        entry = functools.partial(train, paths, config, arguments)
+        if one_of_several():  # Not on SageMaker, then: there it is we who start processes.
+            entry()
         else:
-            toolkit.run(functools.partial(train, paths, config, arguments), paths, given)
+            toolkit.run(entry, paths, given)
     except BaseException as error:  # The translator: SystemExit, too, must not pass for success.
         return _failed(paths, error)
     return 0
@@ -53,19 +54,26 @@ def main(arguments: Sequence[str]) -> int:
 def train(paths: SageMakerPaths, config: TrainConfig, arguments: Sequence[str]) -> None:
     """Run the job, in this process or in several, and make sure that what it leaves can be served."""
     from train.export import check_loadable  # torch takes seconds to import; a misspelt hyperparameter need not wait.
+
+    before = artifact_stamp(paths.model)
+    leads = run_rank(paths, config) if one_of_several() else run_hosts(paths, config, arguments)
+    if leads:
+        check_loadable(paths.model)
+        if artifact_stamp(paths.model) == before:
+            raise TrainingError(f"training ended without an artifact; {paths.model} still holds an earlier run's")
+
+
+def run_hosts(paths: SageMakerPaths, config: TrainConfig, arguments: Sequence[str]) -> bool:
+    """Train with the hosts that SageMaker names, and return whether this is the one that leaves the artifact."""
     from train.launch import run_processes
     from train.run import run_job
 
     topology = Topology.read(paths.resource_config, processes=processes_of(config))
-    before = artifact_stamp(paths.model)
     if topology.world_size == 1:
         run_job(paths, config)
     else:
         run_processes(topology, arguments)
-    if topology.leads:
-        check_loadable(paths.model)
-        if artifact_stamp(paths.model) == before:
-            raise TrainingError(f"training ended without an artifact; {paths.model} still holds an earlier run's")
+    return topology.leads
 
 
 def artifact_stamp(folder: Path) -> tuple[int, int] | None:

@@ -21,11 +21,10 @@ def one_of_several(env: Mapping[str, str] = os.environ) -> bool:
     return env.get("WORLD_SIZE", "1") != "1"
 
 
-def run_rank(paths: SageMakerPaths, config: TrainConfig) -> None:
-    """Train as this rank; the first of them leaves the artifact and prints for all. Raises ConfigError too."""
+def run_rank(paths: SageMakerPaths, config: TrainConfig) -> bool:
+    """Train as this rank, and return whether it is the one that leaves the artifact. Raises ConfigError too."""
     check_environment(os.environ)
     from train.distributed import World  # torch takes seconds to import.
-    from train.export import check_loadable
     from train.run import run_job
 
     world = World.join()
@@ -33,8 +32,7 @@ def run_rank(paths: SageMakerPaths, config: TrainConfig) -> None:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for the process's life
     run_job(paths, config, world)
     world.leave()
-    if world.leads:
-        check_loadable(paths.model)
+    return world.leads
 
 
 def check_environment(env: Mapping[str, str]) -> None:
