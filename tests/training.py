@@ -66,5 +66,5 @@ def run_train(
 ) -> tuple[int, str]:
     """Run `train` to its end; return exit code and output."""
     with start_train(base, *words, program=program, env=env) as process:
-        output, _ = process.communicate(timeout=240)
+        output, _ = process.communicate(timeout=1200)  # pytest itself ends tests sooner
     return process.returncode, output
