@@ -235,7 +235,7 @@ def _http() -> Iterator[str]:
     yield from _table(("", "", "answers"), rows)
     yield ""
     yield f"**Content types**: {_names(api.CONTENT_TYPES)}. What a photo is, is told by its first bytes"
-    yield f"({', '.join(FORMATS)}; up to {MAX_PIXELS // 10**6} megapixels). JSON is"
+    yield f"({', '.join(FORMATS)}; up to {MAX_PIXELS // 10**6} megapixels, fewer where decoding takes more memory). JSON is"
     yield '`{"instances": [{"b64": …}, …]}`, JSON lines one such instance a line.'
     yield f"**Accept**: {_names(api.ANSWER_TYPES)}."
     yield ""
