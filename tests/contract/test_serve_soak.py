@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ CLIENTS = 6
 GROWTH = 1.05
 
 
+@cache
 def requests() -> list[tuple[bytes, dict[str, str]]]:
     """Photos of all kinds, and one bad input in five."""
     good = [(photo, {"Content-Type": "application/octet-stream"}) for photo in odd_photos().values()]
@@ -115,6 +117,7 @@ def write_resnet(folder: Path) -> None:
 @pytest.mark.timeout(SECONDS * 1.5 + 120)
 def test_mixed_load_at_70_percent_grows_nothing_and_breaks_nothing(tmp_path: Path) -> None:
     write_resnet(tmp_path / "model")
+    requests()  # Made once, before the time runs.
     with running_server(tmp_path) as server:
         flat_out = Load(server, None)
         flat_out.run(SECONDS / 6)
