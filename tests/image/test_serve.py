@@ -99,6 +99,7 @@ def test_without_any_folder_to_write_to_it_ends_with_a_sentence(engine: Engine, 
     assert "Traceback" not in logs
 
 
+@pytest.mark.slow
 def test_a8_76_a_resnet_50_and_the_largest_photos_fit_in_one_gigabyte(engine: Engine, tmp_path: Path) -> None:
     """float32, in the smallest serverless container, with several of the photos that take the most memory at once."""
     model = networks.build("resnet50", tmp_path / "resnet50.pth")
