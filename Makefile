@@ -1,6 +1,6 @@
 # A newcomer needs two of these: `make demo` and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help demo image sbom scan page test test-slow bench docs lock lock-cpu
+.PHONY: help demo image sbom scan page test test-slow soak bench docs lock lock-cpu
 SHELL := /bin/sh
 # Programs that tests call, such as aws, come from the environment of the tests.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -39,6 +39,9 @@ test: $(TESTED_WITH) ## lint, types, and every test but the slow ones
 
 test-slow: $(TESTED_WITH) ## the tests that take minutes each
 	.venv/bin/pytest -m slow
+
+soak: .venv/ready ## an hour of mixed load on serving (SECONDS=3600)
+	KENNEL_SOAK_SECONDS=$(or $(SECONDS),3600) .venv/bin/pytest -s tests/contract/test_serve_soak.py
 
 bench: .venv/ready ## training, serving and Lambda beside the usual way, into docs/benchmarks.md (PART=serving: one)
 	.venv/bin/python -m tests.benchmarks $(PART)

@@ -235,8 +235,8 @@ def _http() -> Iterator[str]:
     yield from _table(("", "", "answers"), rows)
     yield ""
     yield f"**Content types**: {_names(api.CONTENT_TYPES)}. What a photo is, is told by its first bytes"
-    yield f"({', '.join(FORMATS)}; up to {MAX_PIXELS // 10**6} megapixels). JSON is"
-    yield '`{"instances": [{"b64": …}, …]}`, JSON lines one such instance a line.'
+    yield f"({', '.join(FORMATS)}; up to {MAX_PIXELS // 10**6} megapixels, fewer where decoding takes more memory)."
+    yield 'JSON is `{"instances": [{"b64": …}, …]}`, JSON lines one such instance a line.'
     yield f"**Accept**: {_names(api.ANSWER_TYPES)}."
     yield ""
     yield f"A request may carry `{api.ATTRIBUTES_HEADER}: top_k=3,embed=true`:"

@@ -21,8 +21,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from container.artifact import load_manifest
+from serve.config import ServeConfig
+from serve.machine import MIB, Machine
 from serve.options import Options
 from serve.predictor import Predictor
+from serve.shape import choose_multi_model_shape, loading_mib, model_mib
 from tests.benchmarks import load, networks, usual
 from tests.benchmarks.load import Result
 from tests.benchmarks.table import Effort, Table
@@ -88,8 +92,7 @@ def report(table: Table, ours: dict[str, Measured], others: list[Measured], bare
     for name, mine in ours.items():
         rate = mine.eight.requests_per_s
         table.add(f"requests/s against the bare engine, {name}", ours=rate, other=bare[name], unit="/s", target=0.92)
-    spread = int8.eight.p99 / int8.eight.p50
-    table.add("p99/p50 at 8 clients, int8", ours=spread, unit="", limit=1.5)
+        table.add(f"p99/p50 at 8 clients, {name}", ours=mine.eight.p99 / mine.eight.p50, unit="", limit=1.5)
     large = 1000 * min(other.large.p50 for other in others)
     lower("12-megapixel photo, int8", ours=1000 * int8.large.p50, other=large, unit="ms", target=3)
     memory = min(other.memory_mib for other in others)
@@ -209,7 +212,10 @@ def trickling(port: int, *, clients: int) -> Iterator[None]:
 
 
 def density(scratch: Path, table: Table, photo: bytes) -> None:
-    """How many ResNet-18 fit in 4 GB: from the memory of a few, beside what the server takes without them."""
+    """How many ResNet-18 fit in 4 GB: from the memory of a few, beside what the server takes without them.
+
+    Of ours, no more are counted than its plan of memory lets in.
+    """
     model = networks.build("resnet18", scratch / "resnet18.pth")
     for name in ("0", "1", "2"):
         networks.write_int8(model, "resnet18", scratch / "many" / "models" / name / "model", [photo])
@@ -217,7 +223,7 @@ def density(scratch: Path, table: Table, photo: bytes) -> None:
         wait_until(server.ready, timeout_s=60, what="/ping to say 200")
         for name in ("0", "1", "2"):
             load_and_ask(server, name, str(scratch / "many" / "models" / name / "model"), photo)
-        ours = fitting(server.process.pid, models=3)
+        ours = min(fitting(server.process.pid, models=3), let_in(scratch / "many" / "models" / "0" / "model"))
     folders = [usual.model_folder(scratch / "resnet18.pth", scratch / f"usual18-{number}") for number in range(2)]
     with usual.running(folders, "resnet18", workers=1, threads=1) as other:
         for number in range(2):
@@ -240,6 +246,15 @@ def fitting(pid: int, *, models: int) -> int:
     workers = sum(pss_mib(member) for member in family if "worker" in command(member))
     base = sum(pss_mib(member) for member in family if "worker" not in command(member))
     return int((4096 - base) / (workers / models))
+
+
+def let_in(artifact: Path) -> int:
+    """How many models like `artifact` the plan of memory takes in 4 GB, the last with what loading takes."""
+    manifest = load_manifest(artifact)
+    network = manifest.files[manifest.network].bytes
+    machine = Machine(cpus=len(os.sched_getaffinity(0)), memory_bytes=4096 * MIB)
+    shape = choose_multi_model_shape(ServeConfig.from_env({"SAGEMAKER_MULTI_MODEL": "true"}), machine)
+    return (4096 - shape.total_mib - loading_mib(network)) // model_mib(network)
 
 
 if __name__ == "__main__":

@@ -252,7 +252,7 @@ def test_the_tiny_network_tells_photos_apart(base: Path) -> None:
     assert abs(first[0] - second[0]).max() > 0.01
 
 
-def test_a8_73_execution_parameters_keep_the_platform_s_product(server: Server) -> None:
+def test_a8_73_and_a8_74_execution_parameters_keep_the_platform_s_product(server: Server) -> None:
     parameters = server.call("GET", "/execution-parameters").json
     assert parameters["BatchStrategy"] == "SINGLE_RECORD"
     assert parameters["MaxPayloadInMB"] == 6

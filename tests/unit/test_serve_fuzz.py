@@ -9,6 +9,8 @@ import json
 import os
 import resource
 import zlib
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from container.artifact import load_manifest
+from container.errors import OutOfMemoryError
+from container.preprocessing import Float32Array
 from serve.api import ATTRIBUTES_HEADER, CONTENT_TYPES
 from serve.handler import Request, Worker, respond
 from serve.link import Link
@@ -71,6 +75,25 @@ def status(worker: Worker, body: bytes, content_type: str, headers: dict[str, st
     if response.status != 200:
         assert set(json.loads(response.body.content)["error"]) == {"code", "message", "request_id"}
     return response.status
+
+
+class FullGpu:
+    """An engine whose device has no memory left."""
+
+    outputs: frozenset[str] = frozenset(("logits",))
+
+    def width(self, output: str) -> int | None:
+        return None
+
+    def run(self, photos: Float32Array, outputs: Sequence[str]) -> list[Float32Array]:
+        raise OutOfMemoryError("the GPU has too little memory for this")
+
+
+def test_a7_70_and_a7_72_a_gpu_without_memory_is_507(worker: Worker) -> None:
+    full = replace(worker, predictor=replace(worker.predictor, engine=FullGpu()))
+    response = respond(Request(body=JPEG, headers={"content-type": "image/jpeg"}), full)
+    assert response.status == 507
+    assert json.loads(response.body.content)["error"]["code"] == "insufficient_memory"
 
 
 @st.composite
