@@ -36,8 +36,6 @@ spot = false
 owns_repository = true
 [shared.endpoint]
 instance_type = "ml.m5.xlarge"
-[shared.function]
-allowed_buckets = ["photos"]
 [prod]
 [prod.endpoint]
 min_instances = 2

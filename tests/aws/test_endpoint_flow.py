@@ -6,6 +6,8 @@ the template (test_templates.py). Here it is what was sent, and that a second ti
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -161,8 +163,7 @@ def _of_variant(folder: Path, variant: str) -> Path:
     """A profile whose endpoint is of this kind."""
     file = folder / f"{variant}.toml"
     text = PROFILES.replace("[shared.endpoint]", f'[shared.endpoint]\nvariant = "{variant}"')
-    off = ("[shared.function]", "[shared.function]\nenabled = false")
-    file.write_text(text if variant == "serverless" else text.replace(*off))
+    file.write_text(text if variant == "serverless" else text + "[shared.function]\nenabled = false\n")
     return file
 
 
@@ -208,6 +209,14 @@ def test_an_answer_that_is_none_of_ours_is_a_sentence(run: Run, in_service: None
 
 
 @pytest.fixture
+def notify(run: Run, profiles: Path) -> Run:
+    """`endpoint …` with a profile that lets the function read the bucket `photos`."""
+    file = profiles.with_name("reads-photos.toml")
+    file.write_text(PROFILES + '[shared.function]\nallowed_buckets = ["photos"]\n')
+    return functools.partial(run, "endpoint", profiles=file)
+
+
+@pytest.fixture
 def photos(in_service: None, sent: Sent) -> str:
     """A bucket that the profile lets the function read, with a notification of somebody else's."""
     s3: Any = boto3.client("s3")
@@ -228,30 +237,33 @@ def _notifications(bucket: str) -> tuple[list[dict[str, Any]], list[str]]:
     return found.get("LambdaFunctionConfigurations", []), topics
 
 
-def test_a_bucket_notifies_the_alias_and_keeps_its_other_notifications(run: Run, photos: str, sent: Sent) -> None:
+def test_a_bucket_notifies_the_alias_and_keeps_its_other_notifications(notify: Run, photos: str, sent: Sent) -> None:
+    assert "what the function and the endpoint cost" in notify("notify", photos, "--plan").output
     for _ in range(2):
-        answer = run("endpoint", "notify", photos, "--prefix", "incoming/")
+        answer = notify("notify", photos, "--prefix", "incoming/")
         assert answer.code == 0, answer.error
     assert len(sent.of("PutBucketNotificationConfiguration")) == 1  # the second time, there is nothing to do
     (ours,), others = _notifications(photos)
     assert ours["LambdaFunctionArn"] == f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:kennel-dev-classify:live"
     assert ours["Filter"]["Key"]["FilterRules"] == [{"Name": "prefix", "Value": "incoming/"}]
     assert others == ["theirs"]
-    assert run("endpoint", "notify", photos, "--remove").code == 0
+    assert notify("notify", photos, "--remove").code == 0
     assert _notifications(photos) == ([], ["theirs"])
 
 
-def test_a_bucket_does_not_notify_a_function_that_is_gone(run: Run, photos: str, aws: Aws) -> None:
-    run("endpoint", "notify", photos)
+def test_a_bucket_does_not_notify_a_function_that_is_gone(notify: Run, photos: str, aws: Aws) -> None:
+    notify("notify", photos)
+    function = dataclasses.replace(aws.profile.function, allowed_buckets=(photos,))
+    aws.profile = dataclasses.replace(aws.profile, function=function)
     assert inventory.Left("notification of bucket", "photos") in inventory.take(aws)
-    assert run("endpoint", "destroy", "--yes").code == 0
+    assert notify("destroy", "--yes").code == 0
     assert _notifications(photos) == ([], ["theirs"])
 
 
-def test_a_bucket_that_the_function_may_not_read_does_not_notify_it(run: Run, photos: str) -> None:
-    assert "add it to function.allowed_buckets" in run("endpoint", "notify", "others").error
-    run("endpoint", "destroy", "--yes")
-    assert "there is no function to notify" in run("endpoint", "notify", photos).error
+def test_a_bucket_that_the_function_may_not_read_does_not_notify_it(notify: Run, photos: str) -> None:
+    assert "add it to function.allowed_buckets" in notify("notify", "others").error
+    notify("destroy", "--yes")
+    assert "there is no function to notify" in notify("notify", photos).error
 
 
 def test_destroying_the_endpoint_leaves_data_and_base(run: Run, ready: None, sent: Sent) -> None:

@@ -30,7 +30,7 @@ COMMANDS = {
     "endpoint status": (),
     "endpoint rollback": (),
     "endpoint destroy": (),
-    "endpoint notify": ("photos",),
+    "endpoint notify": ("photos", "--remove"),
     "invoke": ("{photos}/a.jpg",),
     "loadtest": ("{photos}/a.jpg",),
     "destroy": ("--all",),
