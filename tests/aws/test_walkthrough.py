@@ -23,7 +23,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.aws.conftest import ACCOUNT, BUCKET, PROFILES
+from tests.aws.conftest import ACCOUNT, BUCKET, PROFILES, delete_policies
 from tests.aws.tools import on_path
 from tests.containers import IMAGE, ROOT, Engine, Server
 from tests.documents import NOTEBOOK
@@ -136,10 +136,7 @@ def clear_way_for_moto() -> None:
     """moto ends a role before its policies, and a repository that the template retains, and then cannot."""
     ecr: Any = boto3.client("ecr")
     ecr.batch_delete_image(repositoryName="kennel", imageIds=[{"imageTag": "dev"}])
-    iam: Any = boto3.client("iam")
-    for role in iam.list_roles()["Roles"]:
-        for policy in iam.list_attached_role_policies(RoleName=role["RoleName"])["AttachedPolicies"]:
-            iam.detach_role_policy(RoleName=role["RoleName"], PolicyArn=policy["PolicyArn"])
+    delete_policies()
 
 
 @pytest.fixture
