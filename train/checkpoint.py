@@ -1,8 +1,8 @@
 """Checkpoints: what a job needs to go on where it was stopped, in one file each, whole or not there.
 
-A checkpoint is a safetensors file of tensors by name, with its figures as JSON in the header, and carries its own
-checksum in its name: checkpoint-<step>-<sha256>.safetensors. SageMaker copies the folder to S3 and back, and what
-comes back may be half a file.
+A checkpoint is a safetensors file of tensors by name, with its figures as JSON in the header; its name says of which
+job it is, and carries its own checksum: checkpoint-<step>-<fingerprint>-<sha256>.safetensors. SageMaker copies the
+folder to S3 and back: what comes back may be half a file, or another job's, for jobs may share a prefix.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 _KEEP: Final = 3
-_NAME: Final = re.compile(r"checkpoint-\d{9}-[0-9a-f]{16}\.safetensors")
+_NAME: Final = re.compile(r"checkpoint-(?P<step>\d{9})-(?P<job>\w*)-[0-9a-f]{16}\.safetensors")
 _HEADER: Final = "kennel"
 
 
@@ -32,10 +32,10 @@ class Checkpoint:
     figures: dict[str, Any]
 
 
-def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
-    """Write one file, atomically, and remove all but the newest few."""
-    path = write_whole(folder, f"checkpoint-{step:09}", checkpoint)
-    for old in _by_age(folder)[_KEEP:]:
+def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, *, fingerprint: str) -> Path:
+    """Write one file, atomically, and remove all but the newest few of this job."""
+    path = write_whole(folder, f"checkpoint-{step:09}-{fingerprint}", checkpoint)
+    for old in _newest_first(folder, fingerprint)[_KEEP:]:
         old.unlink(missing_ok=True)
     return path
 
@@ -55,15 +55,19 @@ def write_whole(folder: Path, name: str, content: Checkpoint) -> Path:
 
 
 def load_newest(folder: Path, *, fingerprint: str) -> Checkpoint | None:
-    """The newest checkpoint that is whole and of this job (`figures["fingerprint"]`); says which it passes over."""
-    for path in _by_age(folder):
-        checkpoint = read_whole(path)
-        if checkpoint is None:
-            print(f"warning: {path.name} is damaged; trying the one before", flush=True)
-        elif checkpoint.figures.get("fingerprint") != fingerprint:
-            print(f"warning: {path.name} is of another job (other data or hyperparameters); it is not used", flush=True)
-        else:
+    """The newest checkpoint of this job that is whole; says which it passes over."""
+    own = _newest_first(folder, fingerprint)
+    others = sum(bool(_NAME.fullmatch(path.name)) for path in folder.iterdir()) - len(own)
+    if others:
+        print(
+            f"warning: {others} checkpoint(s) in {folder} are of another job (other data or hyperparameters); "
+            "they are left alone, and not used",
+            flush=True,
+        )
+    for path in own:
+        if checkpoint := read_whole(path):
             return checkpoint
+        print(f"warning: {path.name} is damaged; trying the one before", flush=True)
     return None
 
 
@@ -73,10 +77,11 @@ def discard_staged(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _by_age(folder: Path) -> list[Path]:
-    """Newest first: by step, then by time, since another job's leftovers may have the same steps."""
-    files = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
-    return sorted(files, key=lambda path: (path.name[:20], path.stat().st_mtime_ns), reverse=True)
+def _newest_first(folder: Path, fingerprint: str) -> list[Path]:
+    named = [(path, _NAME.fullmatch(path.name)) for path in folder.iterdir()]
+    own = [path for path, name in named if name and name["job"] == fingerprint]
+    # A step that was taken twice, after a resumption, has two files.
+    return sorted(own, key=lambda path: (path.name[:20], path.stat().st_mtime_ns), reverse=True)
 
 
 def read_whole(path: Path) -> Checkpoint | None:

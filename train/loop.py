@@ -213,7 +213,6 @@ class Trainer:
             return
         outcome = self.outcome
         figures = {
-            "fingerprint": self.setting.fingerprint,
             "epoch": self.epoch,
             "step_in_epoch": self.step_in_epoch,
             "steps": outcome.steps,
@@ -222,7 +221,8 @@ class Trainer:
             "best": outcome.best and outcome.best.number,
             "scaler": self.scaler.state_dict(),
         }
-        save_checkpoint(folder, outcome.steps, Checkpoint(tensors=self._tensors(), figures=figures))
+        found = Checkpoint(tensors=self._tensors(), figures=figures)
+        save_checkpoint(folder, outcome.steps, found, fingerprint=self.setting.fingerprint)
 
     def _tensors(self) -> State:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}

@@ -181,16 +181,29 @@ def test_what_does_not_change_the_result_may_change_between_runs(tmp_path: Path)
 
 def test_only_the_last_few_checkpoints_are_kept_and_leftovers_go(tmp_path: Path) -> None:
     for step in range(5):
-        save_checkpoint(tmp_path, step, Checkpoint(tensors={"x": torch.tensor([step])}, figures={"fingerprint": "f"}))
+        save_checkpoint(tmp_path, step, Checkpoint(tensors={"x": torch.tensor([step])}, figures={}), fingerprint="f")
     assert [path.name[11:20] for path in sorted(tmp_path.iterdir())] == ["000000002", "000000003", "000000004"]
     newest = load_newest(tmp_path, fingerprint="f")
     assert newest is not None
     assert newest.tensors["x"].item() == 4
     (tmp_path / ".checkpoint-1.tmp").write_bytes(b"half")
-    (tmp_path / "checkpoint-000000009-0123456789abcdef.safetensors").write_bytes(b"")
+    (tmp_path / "checkpoint-000000009-f-0123456789abcdef.safetensors").write_bytes(b"")
     discard_staged(tmp_path)
     assert not list(tmp_path.glob(".*"))
     assert load_newest(tmp_path, fingerprint="f") is not None
+
+
+def test_jobs_that_share_a_folder_keep_their_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Trials of a tuning job may: the one with fewer steps must not lose its own to the other's higher numbers."""
+    for job_name, steps in (("long", range(100, 105)), ("short", range(3))):
+        for step in steps:
+            content = Checkpoint(tensors={"x": torch.tensor([step])}, figures={})
+            save_checkpoint(tmp_path, step, content, fingerprint=job_name)
+    assert len(list(tmp_path.iterdir())) == 6
+    newest = load_newest(tmp_path, fingerprint="short")
+    assert newest is not None
+    assert newest.tensors["x"].item() == 2
+    assert "3 checkpoint(s)" in capsys.readouterr().out
 
 
 def test_a3_36_without_the_folder_there_are_no_checkpoints(tmp_path: Path) -> None:
