@@ -106,7 +106,7 @@ def serve_and_ask(programs: Programs, base: Path, held_out: Path) -> list[Answer
     with programs.serve(base, port), httpx.Client(base_url=url, timeout=60) as client:
         wait_until_ready(url, timeout_s=120)
         class_names = client.get("/info").raise_for_status().json()["class_names"]
-        asked = (ask(client, photo, class_names) for photo in sorted(held_out.rglob("*.*")))
+        asked = (ask(client, photo, class_names) for photo in sorted(held_out.glob("*/*")))
         return [answer for answer in asked if answer]
 
 
