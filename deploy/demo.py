@@ -106,7 +106,7 @@ def serve_and_ask(programs: Programs, base: Path, held_out: Path) -> list[Answer
     with programs.serve(base, port), httpx.Client(base_url=url, timeout=60) as client:
         wait_until_ready(url, timeout_s=120)
         class_names = client.get("/info").raise_for_status().json()["class_names"]
-        asked = (ask(client, photo, class_names) for photo in sorted(held_out.rglob("*.*")))
+        asked = (ask(client, photo, class_names) for photo in sorted(held_out.glob("*/*")))
         return [answer for answer in asked if answer]
 
 
@@ -129,10 +129,10 @@ def shown_name(folder: str, class_names: Sequence[str]) -> str:
 
 
 def show(answers: Sequence[Answer], base: Path) -> None:
-    table = Table(
-        "photo of", "prediction", "probability", title=f"{ROWS_SHOWN} of {len(answers)} photos that it had not seen"
-    )
-    for answer in answers[:: max(1, len(answers) // ROWS_SHOWN)][:ROWS_SHOWN]:
+    shown = answers[:: max(1, len(answers) // ROWS_SHOWN)][:ROWS_SHOWN]
+    title = f"{len(shown)} of {len(answers)} photos that it had not seen"
+    table = Table("photo of", "prediction", "probability", title=title)
+    for answer in shown:
         style = None if answer.truth == answer.label else "red"
         table.add_row(answer.truth, answer.label, f"{answer.probability:.3f}", style=style)
     console = Console()
