@@ -45,6 +45,8 @@ def requests() -> list[tuple[bytes, dict[str, str]]]:
     good += [(PHOTO, {ATTRIBUTES_HEADER: options}) for options in ("explain=cam", "embed=true", "top_k=2")]
     bad = [
         (b"no photo", {"Content-Type": "image/jpeg"}),
+        # Large: Java's heap has its full size within the warm-up.
+        (b"no photo" * 2**18, {"Content-Type": "image/jpeg"}),
         (PHOTO[:300], {"Content-Type": "image/jpeg"}),
         (PHOTO, {"Content-Type": "text/plain"}),
         (b"{", {"Content-Type": "application/json"}),
