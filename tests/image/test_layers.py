@@ -9,6 +9,7 @@ import re
 import tarfile
 from pathlib import Path
 
+import botocore
 import certifi
 import pytest
 
@@ -23,6 +24,8 @@ OURS_BYTES = 3_000_000
 LEAST_EFFICIENCY = 0.99
 # Real keys: the words alone stand in every library that reads keys. Amazon's documents use keys that end in EXAMPLE.
 PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----\r?\n(?:[A-Za-z0-9+/=]{40,}\r?\n){3}")
+# Keys that the makers of these packages publish, for their tests.
+PUBLISHED_KEYS = re.compile(r"/gevent/tests/|/future/backports/test/|/libgnutls\.so")
 ACCESS_KEY = re.compile(rb"(?<![A-Z0-9])A[KS]IA[0-9A-Z]{16}(?![A-Z0-9])")
 
 
@@ -48,7 +51,7 @@ class Search:
 
     def look(self, path: str, content: bytes) -> None:
         self.saw_torch = self.saw_torch or b"_ZN3c10" in content
-        keys = b"PRIVATE KEY-----" in content and PRIVATE_KEY.search(content)
+        keys = b"PRIVATE KEY-----" in content and PRIVATE_KEY.search(content) and not PUBLISHED_KEYS.search(path)
         # Found first by plain search: a pattern takes minutes for 7 GB.
         likely = b"AKIA" in content or b"ASIA" in content
         access = likely and any(not key.endswith(b"EXAMPLE") for key in ACCESS_KEY.findall(content))
@@ -64,6 +67,7 @@ def test_the_image_stays_within_its_budget(engine: Engine) -> None:
 @pytest.mark.timeout(900)
 def test_layers_hold_no_secret_and_little_that_is_never_seen(engine: Engine) -> None:
     known = engine.run("cat", "/etc/ssl/certs/ca-certificates.crt").stdout + certifi.contents()
+    known += Path(botocore.__file__).with_name("cacert.pem").read_text()
     search = Search(build_secrets(known))
     layers = read_layers(engine.command, IMAGE, search.look)
     assert search.saw_torch, "the search did not read the layers"
