@@ -133,7 +133,7 @@ def push_image(tag: str) -> None:
 
 
 def clear_way_for_moto() -> None:
-    """moto ends a role before its policies, and a repository that the template retains, and then cannot."""
+    """moto ends the stack's repository, which the template retains, and cannot while an image lies in it."""
     ecr: Any = boto3.client("ecr")
     ecr.batch_delete_image(repositoryName="kennel", imageIds=[{"imageTag": "dev"}])
     delete_policies()
