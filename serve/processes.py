@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import select
 import signal
 import subprocess
 import threading
@@ -24,16 +25,19 @@ class Processes:
         self.stop_asked = False
         self._names: dict[int, str] = {}
         self._ended: dict[str, int] = {}
-        self._wake = threading.Event()
+        # An Event's lock is not for handlers, which may interrupt its owner: a byte in a pipe wakes us instead.
+        self._woken, wake = os.pipe()
+        os.set_blocking(self._woken, False)
+        os.set_blocking(wake, False)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         # MMS's workers outlive a killed Java; as their new parent we can reap them.
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._ask_to_stop)
-        signal.signal(signal.SIGCHLD, lambda *_: self._wake.set())
+        signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def _ask_to_stop(self, *_: Any) -> None:
         self.stop_asked = True
-        self._wake.set()
 
     def start(self, name: str, command: Sequence[str], *, env: Mapping[str, str], noise: str | None = None) -> None:
         """Start a program; with `noise`, its lines on stderr become log lines of ours, but for those that match it."""
@@ -46,8 +50,8 @@ class Processes:
 
     def wait(self, timeout_s: float) -> None:
         """Sleep until a signal or the time-out, then reap whatever has ended."""
-        self._wake.wait(timeout_s)
-        self._wake.clear()
+        if select.select([self._woken], [], [], timeout_s)[0]:
+            os.read(self._woken, 4096)
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)

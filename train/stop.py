@@ -6,6 +6,7 @@ a handler it would run on until the SIGKILL.
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from types import FrameType
@@ -56,7 +57,8 @@ class StopFlag:
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         first, self.signal = self.signal is None, number
         if first:
-            print(f"{signal.Signals(number).name} received: ending the job", flush=True)
+            # Not print: the signal may have interrupted one, which takes no other inside it.
+            os.write(1, f"{signal.Signals(number).name} received: ending the job\n".encode())
         if first and self._raising:
             raise Stopped(_NOTHING_SAVED)
 
