@@ -60,7 +60,7 @@ deb $mirror bookworm main
 deb $mirror bookworm-updates main
 deb $mirror-security bookworm-security main
 EOF
-    tar -C "$folder" -c . | "$ENGINE" import - "$BASE" >&2
+    tar -C "$folder" --exclude './var/lib/apt/lists/*' --exclude './var/cache/apt/*' -c . | "$ENGINE" import - "$BASE" >&2
 }
 
 build() {
