@@ -1,6 +1,6 @@
-"""Benchmarks, into docs/benchmarks.md and the README's excerpt of it. About 25 minutes on two idle cores.
+"""Benchmarks, into docs/benchmarks.md and the README's excerpt of it. About 50 minutes on two idle cores.
 
-    python -m tests.benchmarks [head] [step] [waiting] [processes] [serving] [lambda]
+    python -m tests.benchmarks [all | head step waiting processes serving lambda]
         [--seconds 20] [--repeat 3] [--page docs/benchmarks.md]
 
 Each figure is printed and written as soon as it is there. A benchmark that fails says so in its part of the page and
@@ -29,15 +29,24 @@ BENCHMARKS: Final[Mapping[str, tuple[str, Benchmark]]] = {
 }
 
 
-def main(arguments: list[str]) -> int:
+def read_arguments(arguments: list[str]) -> argparse.Namespace:
+    """`parts`: the keys of BENCHMARKS that are wanted."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
-    parser.add_argument("parts", nargs="*", choices=[*BENCHMARKS], metavar="part", help=", ".join(BENCHMARKS))
+    parts = ["all", *BENCHMARKS]
+    parser.add_argument("parts", nargs="*", default="all", choices=parts, metavar="part", help=", ".join(parts))
     parser.add_argument("--seconds", type=float, default=Effort.seconds, help="of each load of a server")
     parser.add_argument("--repeat", type=int, default=Effort.repeat, help="measurements a median is taken of")
     parser.add_argument("--page", type=Path, default=page.PAGE)
     given = parser.parse_args(arguments)
+    if "all" in given.parts:
+        given.parts = [*BENCHMARKS]
+    return given
+
+
+def main(arguments: list[str]) -> int:
+    given = read_arguments(arguments)
     effort = Effort(seconds=given.seconds, repeat=given.repeat)
-    failed = [name for name in given.parts or BENCHMARKS if not measure(name, BENCHMARKS, effort, given.page)]
+    failed = [name for name in given.parts if not measure(name, BENCHMARKS, effort, given.page)]
     if given.page == page.PAGE:
         readme = page.with_excerpt(page.README.read_text(encoding="utf-8"), page.PAGE.read_text(encoding="utf-8"))
         page.README.write_text(readme, encoding="utf-8")

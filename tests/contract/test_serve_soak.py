@@ -32,7 +32,7 @@ from train.graph import resnet_graph
 
 SECONDS = float(os.environ.get("KENNEL_SOAK_SECONDS", "180"))
 CLIENTS = 6
-# In minutes Java's and malloc's own warming-up still shows; a leak of 10 KB a request would be more than this.
+# In minutes Java's and malloc's own warming-up still shows; a leak of some 10 KB a request would be seen.
 GROWTH = 1.05 if SECONDS >= 3600 else 1.15
 
 

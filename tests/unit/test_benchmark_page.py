@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks import page
+from tests.benchmarks.__main__ import BENCHMARKS as PARTS
+from tests.benchmarks.__main__ import read_arguments
 from tests.benchmarks.report import measure
 from tests.benchmarks.table import HEAD, Effort, Row, Table
 
@@ -83,3 +85,10 @@ def test_figures_have_three_digits(value: float, shown: str) -> None:
     rows: list[Row] = []
     Table(rows.append).add("x", ours=value, unit="s")
     assert rows[0].ours == shown
+
+
+def test_without_arguments_all_parts_are_measured() -> None:
+    assert read_arguments([]).parts == list(PARTS)
+    assert read_arguments(["head", "serving"]).parts == ["head", "serving"]
+    with pytest.raises(SystemExit):
+        read_arguments(["sevring"])
