@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 
 WAITS = """
 from serve.processes import Processes
@@ -21,10 +20,8 @@ def test_signals_that_come_at_any_moment_neither_hang_nor_break_it() -> None:
     with subprocess.Popen([sys.executable, "-c", WAITS], stdout=subprocess.PIPE) as waiting:
         assert waiting.stdout
         waiting.stdout.readline()
-        storm_ends = time.monotonic() + 2
-        while time.monotonic() < storm_ends:
+        for _ in range(20_000):
             waiting.send_signal(signal.SIGCHLD)
-            time.sleep(0.0001)
         waiting.send_signal(signal.SIGTERM)
         try:
             assert waiting.wait(10) == 0
