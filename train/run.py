@@ -20,6 +20,7 @@ from train.features import Features, Shelf, extract
 from train.head import fit_head, warm_up_head
 from train.job import Job
 from train.loop import Setting, Trainer
+from train.memory import keep_freed_memory
 from train.model import build_resnet, load_pretrained, quiet_branches
 from train.outcome import Outcome
 from train.recipe import class_weights
@@ -87,6 +88,7 @@ def train_network(model: ResNet, job: Job) -> Outcome:
         training, validation = features_of(model, job)
         with job.timeline.phase("fitting the head"):
             return fit_head(model, training, validation, job.config, weights=weights, world=job.world)
+    keep_freed_memory()
     trainer = Trainer(model, setting_of(job, weights))
     if not trainer.resume() and job.config.plan == "gradual":
         training, validation = features_of(model, job)

@@ -21,6 +21,7 @@ from container.preprocessing import Preprocessing
 from train.config import TrainConfig
 from train.data import Normaliser, TrainingBatches
 from train.loop import Setting, Trainer
+from train.memory import keep_freed_memory
 from train.model import build_resnet
 
 BATCH: Final = 16
@@ -30,6 +31,7 @@ STEPS: Final = 4
 
 def ours() -> Callable[[], None]:
     config = TrainConfig(architecture="resnet50", pretrained=False, batch_size=BATCH)
+    keep_freed_memory()  # As a job does.
     nothing: Any = None  # What only epochs, not steps, have to do with.
     setting = Setting(
         config=config,
