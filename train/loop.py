@@ -282,5 +282,5 @@ def _parallel(model: nn.Module, world: World) -> nn.Module:
         return model
     if world.device.type == "cuda":
         synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-        return DistributedDataParallel(synchronised, device_ids=[world.local_rank])
-    return DistributedDataParallel(model, forward_sync_buffers=False)
+        return DistributedDataParallel(synchronised, device_ids=[world.local_rank], gradient_as_bucket_view=True)
+    return DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)

@@ -16,10 +16,12 @@ import socket
 import tempfile
 import threading
 import time
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 from container.artifact import load_manifest
 from serve.config import ServeConfig
@@ -54,29 +56,60 @@ def main() -> None:
 
 def serving(table: Table, effort: Effort) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        run(Path(scratch), table, effort.seconds)
+        run(Path(scratch), table, effort)
 
 
-def run(scratch: Path, table: Table, seconds: float) -> None:
+def run(scratch: Path, table: Table, effort: Effort) -> None:
     photos, large = networks.photos(500, 375, 16), networks.photos(4000, 3000, 2)
     model = networks.build("resnet50", scratch / "resnet50.pth")
     networks.write_float32(model, "resnet50", scratch / "float32" / "model")
     networks.write_int8(model, "resnet50", scratch / "int8" / "model", photos)
-    others = {}
-    for workers, threads in ((1, 2), (2, 1)):
-        folder = usual.model_folder(scratch / "resnet50.pth", scratch / f"usual-{workers}")
-        with usual.running([folder], "resnet50", workers=workers, threads=threads) as server:
-            others[workers] = measure(server.port, server.process.pid, photos, large, seconds)
-            print(f"usual way, {workers} worker(s) of {threads} thread(s): {others[workers]}", flush=True)
-    ours = {}
-    for precision in ("float32", "int8"):
-        with starting_server(scratch / precision) as server_of_ours:
-            ours[precision] = measure(server_of_ours.port, server_of_ours.process.pid, photos, large, seconds)
-            print(f"ours, {precision}: {ours[precision]}", flush=True)
-    bare = {precision: bare_engine(scratch / precision / "model", photos, seconds) for precision in ours}
-    report(table, ours, list(others.values()), bare)
-    slow_uploads(scratch / "int8", table, photos, seconds)
+    folder = usual.model_folder(scratch / "resnet50.pth", scratch / "usual")
+    others: dict[str, list[Measured]] = defaultdict(list)
+    ours: dict[str, list[Measured]] = defaultdict(list)
+    bare: dict[str, list[float]] = defaultdict(list)
+    seconds = effort.seconds / effort.repeat
+    # In turns, so that a machine that slows down meanwhile slows all.
+    for _ in range(effort.repeat):
+        for workers, threads in ((1, 2), (2, 1)):
+            with usual.running([folder], "resnet50", workers=workers, threads=threads) as server:
+                found = measure(server.port, server.process.pid, photos, large, seconds)
+            _note(others, f"usual way, {workers} worker(s) of {threads} thread(s)", found)
+        for precision in ("float32", "int8"):
+            with starting_server(scratch / precision) as server_of_ours:
+                found = measure(server_of_ours.port, server_of_ours.process.pid, photos, large, seconds)
+            _note(ours, precision, found)
+            bare[precision].append(bare_engine(scratch / precision / "model", photos, seconds))
+    middles = [{name: middle(rounds) for name, rounds in found.items()} for found in (ours, others)]
+    report(table, middles[0], list(middles[1].values()), {name: median(rates) for name, rates in bare.items()})
+    slow_uploads(scratch / "int8", table, photos, effort.seconds)
     density(scratch, table, photos[0])
+
+
+def _note(rounds: dict[str, list[Measured]], name: str, found: Measured) -> None:
+    print(f"{name}: {found}", flush=True)
+    rounds[name].append(found)
+
+
+def middle(rounds: list[Measured]) -> Measured:
+    """The median of each figure."""
+    return Measured(
+        one=_middle([found.one for found in rounds]),
+        eight=_middle([found.eight for found in rounds]),
+        large=_middle([found.large for found in rounds]),
+        memory_mib=median(found.memory_mib for found in rounds),
+        start_s=median(found.start_s for found in rounds),
+        cpu_ms=median(found.cpu_ms for found in rounds),
+    )
+
+
+def _middle(results: list[Result]) -> Result:
+    return Result(
+        requests_per_s=median(result.requests_per_s for result in results),
+        p50=median(result.p50 for result in results),
+        p99=median(result.p99 for result in results),
+        statuses=sum((result.statuses for result in results), Counter()),
+    )
 
 
 def report(table: Table, ours: dict[str, Measured], others: list[Measured], bare: dict[str, float]) -> None:
