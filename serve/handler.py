@@ -10,6 +10,7 @@ from __future__ import annotations
 import faulthandler
 import json
 import math
+import signal
 import time
 import traceback
 from collections.abc import Iterator
@@ -96,6 +97,9 @@ def load(folder: Path, *, model: str, device: str) -> Worker:
     """Load the artifact that the settings in `folder` name; tell `serve` whether it can be served."""
     settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     link = Link(Path(settings["control"]), model=model)
+    # With a traceback on stderr. Not dump_traceback_later(): it starts and awaits a thread, which takes milliseconds
+    # where all cores are busy.
+    faulthandler.register(signal.SIGALRM, file=2, chain=True)
     started = time.monotonic()
     try:
         predictor = Predictor.load(Path(settings["artifact"]), threads=settings["threads"], device=device)
@@ -134,13 +138,13 @@ def respond(request: Request, worker: Worker) -> Response:
 
 @contextmanager
 def _timed(worker: Worker) -> Iterator[None]:
-    # Ends this process, with its traceback on stderr: nothing else stops a call that hangs in native code.
-    faulthandler.dump_traceback_later(worker.timeout_s, exit=True, file=2)
+    # At its end SIGALRM ends this process (see load): nothing else stops a call that hangs in native code.
+    signal.setitimer(signal.ITIMER_REAL, worker.timeout_s)
     worker.link.busy()
     try:
         yield
     finally:
-        faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, 0)
         worker.link.idle()
 
 

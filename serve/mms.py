@@ -251,6 +251,8 @@ def command(place: MmsPlace, shape: Shape, native: Path | None) -> list[str]:
         "--enable-native-access=ALL-UNNAMED",
         # Log4j complains with a stack trace of a host name that it cannot resolve (a container without a network).
         "-Dorg.apache.logging.log4j.simplelog.StatusLogger.level=OFF",
+        # By default the logger's thread wakes a hundred times a second.
+        "-Dlog4j2.asyncLoggerWaitStrategy=Block",
         f"-Djava.io.tmpdir={place.folder}",
         *([f"-Djava.library.path={native}"] if native else []),
         f"-Dlog4j.configurationFile=file://{place.folder}/log4j2.xml",

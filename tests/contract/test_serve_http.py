@@ -7,6 +7,7 @@ import csv
 import http.client
 import io
 import json
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -250,6 +251,15 @@ def test_the_tiny_network_tells_photos_apart(base: Path) -> None:
     engine = OnnxEngine(base / "model" / "model.onnx", threads=1)
     first, second = (engine.run(preprocess(encoded(picture(seed=seed)), spec)[None], ["logits"]) for seed in (1, 2))
     assert abs(first[0] - second[0]).max() > 0.01
+
+
+def test_an_engine_s_helpers_push_no_request_aside(base: Path) -> None:
+    threads = Path("/proc/self/task")
+    before = set(threads.iterdir())
+    engine = OnnxEngine(base / "model" / "model.onnx", threads=3)
+    helpers = [int(path.name) for path in set(threads.iterdir()) - before]
+    assert [os.sched_getscheduler(helper) for helper in helpers] == [os.SCHED_BATCH] * 2, engine
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 def test_a8_73_and_a8_74_execution_parameters_keep_the_platform_s_product(server: Server) -> None:
