@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -97,10 +96,3 @@ def _let_others_finish(helpers: set[int]) -> None:
     for thread in helpers:
         with suppress(OSError):  # A sandbox may not know it: slower, and right.
             os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0))
-
-
-def return_freed_memory() -> None:
-    """Give back what loading has freed: the C library keeps the read file and the unpacked weights, half of it all."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
-    if trim is not None:
-        trim(0)

@@ -25,6 +25,7 @@ from serve import codec, metrics
 from serve.api import ARRIVED_HEADER, ATTRIBUTES_HEADER, JSON, PNG, TARGET_HEADER
 from serve.link import SETTINGS, Link
 from serve.logs import log
+from serve.memory import keep_large_blocks_apart
 from serve.options import Options, read_options
 from serve.prediction import Prediction
 from serve.predictor import Predictor
@@ -100,6 +101,7 @@ def load(folder: Path, *, model: str, device: str) -> Worker:
     # With a traceback on stderr. Not dump_traceback_later(): it starts and awaits a thread, which takes milliseconds
     # where all cores are busy.
     faulthandler.register(signal.SIGALRM, file=2, chain=True)
+    keep_large_blocks_apart()
     started = time.monotonic()
     try:
         predictor = Predictor.load(Path(settings["artifact"]), threads=settings["threads"], device=device)
