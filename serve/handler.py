@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from container.errors import KennelError, OutOfMemoryError, PayloadTooLargeError, RequestError
+from container.memory import keep_large_blocks_apart
 from serve import codec, metrics
 from serve.api import ARRIVED_HEADER, ATTRIBUTES_HEADER, JSON, PNG, TARGET_HEADER
 from serve.link import SETTINGS, Link
 from serve.logs import log
-from serve.memory import keep_large_blocks_apart
 from serve.options import Options, read_options
 from serve.prediction import Prediction
 from serve.predictor import Predictor
@@ -98,8 +98,8 @@ def load(folder: Path, *, model: str, device: str) -> Worker:
     """Load the artifact that the settings in `folder` name; tell `serve` whether it can be served."""
     settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     link = Link(Path(settings["control"]), model=model)
-    # With a traceback on stderr. Not dump_traceback_later(): it starts and awaits a thread, which takes milliseconds
-    # where all cores are busy.
+    # What ends a call that hangs (see _timed) leaves its traceback on stderr. Not dump_traceback_later(): it starts and
+    # awaits a thread for each call, which takes milliseconds where all cores are busy.
     faulthandler.register(signal.SIGALRM, file=2, chain=True)
     keep_large_blocks_apart()
     started = time.monotonic()
@@ -140,7 +140,7 @@ def respond(request: Request, worker: Worker) -> Response:
 
 @contextmanager
 def _timed(worker: Worker) -> Iterator[None]:
-    # At its end SIGALRM ends this process (see load): nothing else stops a call that hangs in native code.
+    # In the end SIGALRM ends this process: nothing else stops a call that hangs in native code.
     signal.setitimer(signal.ITIMER_REAL, worker.timeout_s)
     worker.link.busy()
     try:

@@ -10,10 +10,10 @@ import numpy as np
 
 from container.artifact import WEIGHTS, Manifest, find_artifact, load_manifest
 from container.errors import ArtifactError, NotAcceptableError
+from container.memory import return_freed_memory
 from container.preprocessing import Float32Array, centre_square, normalise, open_photo
 from serve.engine import FEATURES, LOGITS, MAPS, Engine, OnnxEngine
 from serve.explanation import class_activation_map, draw
-from serve.memory import return_freed_memory
 from serve.options import Options
 from serve.prediction import ClassProbability, Prediction
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision.models.resnet import ResNet
 
 from container.contract import SageMakerPaths
+from container.memory import keep_freed_memory
 from container.preprocessing import Preprocessing
 from train.channels import Channels, find_channels
 from train.checkpoint import discard_staged
@@ -20,7 +21,6 @@ from train.features import Features, Shelf, extract
 from train.head import fit_head, warm_up_head
 from train.job import Job
 from train.loop import Setting, Trainer
-from train.memory import keep_freed_memory
 from train.model import build_resnet, load_pretrained, quiet_branches
 from train.outcome import Outcome
 from train.recipe import class_weights

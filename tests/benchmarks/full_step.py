@@ -17,11 +17,11 @@ import torch
 import torchvision
 from torch.nn import functional
 
+from container.memory import keep_freed_memory
 from container.preprocessing import Preprocessing
 from train.config import TrainConfig
 from train.data import Normaliser, TrainingBatches
 from train.loop import Setting, Trainer
-from train.memory import keep_freed_memory
 from train.model import build_resnet
 
 BATCH: Final = 16
