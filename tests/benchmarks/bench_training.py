@@ -205,7 +205,9 @@ def processes(table: Table, effort: Effort) -> None:
             lines = [line for line in found.stdout.splitlines() if line.startswith("train:images_per_second=")]
             return float(lines[-1].partition("=")[2])
 
-        one, two = (statistics.median(rate(count, n) for n in range(effort.repeat)) for count in (1, 2))
+        # In turns, as above.
+        pairs = [(rate(1, number), rate(2, number)) for number in range(effort.repeat)]
+        one, two = map(statistics.median, zip(*pairs, strict=True))
     table.add("two processes, beside twice one process", ours=two, other=2 * one, unit="/s", target=0.85)
 
 
