@@ -247,6 +247,7 @@ class Trainer:
         self.model.load_state_dict(_part(tensors, "model."))
         self.ema.model.load_state_dict(_part(tensors, "ema."))
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": _optimizer_state(tensors)})
+        _lay_out_as_weights(self.optimizer)
         torch.set_rng_state(tensors["random"])
         self.scaler.load_state_dict(figures["scaler"])
         self.epoch, self.step_in_epoch = figures["epoch"], figures["step_in_epoch"]
@@ -275,6 +276,13 @@ def _optimizer_state(tensors: State) -> dict[int, dict[str, Any]]:
         index, key = name.split(".")
         state.setdefault(int(index), {})[key] = value
     return state
+
+
+def _lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
+    """A file's tensors are contiguous; the fused optimiser reads all of a weight's in the order of memory."""
+    for weight, entry in optimizer.state.items():
+        for key in ("exp_avg", "exp_avg_sq"):
+            entry[key] = torch.empty_like(weight).copy_(entry[key])
 
 
 def _parallel(model: nn.Module, world: World) -> nn.Module:
