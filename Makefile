@@ -31,7 +31,7 @@ page: .venv-deploy/ready ## the page for people, for a container that serves (CO
 test: $(TESTED_WITH) ## lint, types, and every test but the slow ones
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	.venv/bin/shellcheck build_and_push.sh container/*.sh deploy/*.sh
+	.venv/bin/shellcheck .ci/run build_and_push.sh container/*.sh deploy/*.sh
 	.venv/bin/hadolint $(HADOLINT) container/Dockerfile
 	.venv/bin/mypy
 	if container/engine.sh ensure >/dev/null; then container/build.sh; fi

@@ -177,7 +177,7 @@ def _variables() -> Iterator[str]:
     yield "## Environment variables of the container"
     yield ""
     yield f"Both programs: `SAGEMAKER_BASE_DIR` (default `{SageMakerPaths().base}`) moves the whole tree. Training on"
-    yield "several hosts: `KENNEL_HOST_WAIT_SECONDS` is how long hosts wait for each other at the start. Those of"
+    yield "several hosts: `KENNEL_HOST_WAIT_SECONDS` is how many seconds hosts wait for each other at the start (600). Those of"
     yield "`container/build.sh` and `./build_and_push.sh` are listed by `--help` and in the scripts' first lines."
     yield ""
     yield "`serve` reads these; an unusable value, or an unknown name that begins with `KENNEL_SERVE_`, ends it with"

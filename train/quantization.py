@@ -26,7 +26,6 @@ CALIBRATION_PHOTOS: Final = 64
 # int8 is not judged on fewer: a single photo would be more than half a point.
 LEAST_PHOTOS: Final = 200
 LEAST_AGREEMENT: Final = 0.98
-_BATCH: Final = 8
 
 
 @dataclass(frozen=True)

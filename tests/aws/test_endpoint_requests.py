@@ -80,7 +80,7 @@ TARGET = ("ServiceNamespace", "ScalableDimension", "ResourceId")
 
 
 def test_serverless_has_none_of_what_it_does_not_know() -> None:
-    """CONTRACT A8, line 76: no isolation, no data capture; and no instances to scale."""
+    """Line 76 of docs/contract.md: no isolation, no data capture; and no instances to scale."""
     switches = {"CapturePercentage": "20", "Variant": "serverless"}
     found = resources(read_template("app"), {**PARAMETERS, **switches})
     assert found["Model"]["EnableNetworkIsolation"] is False

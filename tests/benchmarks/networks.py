@@ -7,17 +7,16 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 import torchvision
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
 from PIL import Image
 
 from container.artifact import NETWORK, Manifest, save_artifact
-from container.preprocessing import Float32Array, Preprocessing, preprocess
+from container.preprocessing import Preprocessing
 from tests.support import encoded, picture
+from train.channels import Photo
 from train.graph import resnet_graph
+from train.quantization import quantize
 
 CLASSES = 133
 SPEC = Preprocessing()
@@ -58,23 +57,13 @@ def write_float32(model: torch.nn.Module, architecture: str, folder: Path) -> No
 
 
 def write_int8(model: torch.nn.Module, architecture: str, folder: Path, samples: list[bytes]) -> None:
-    """The same, statically quantised: QDQ, per channel, reduced range, calibrated with `samples`."""
-    arrays = [preprocess(sample, SPEC)[None] for sample in samples]
+    """The same in int8, quantised by what training calls, and calibrated with `samples`."""
     with tempfile.TemporaryDirectory() as scratch:
-        source, prepared, quantised = (Path(scratch) / name for name in ("a.onnx", "b.onnx", "c.onnx"))
-        onnx.save(resnet_graph(model, image_size=SPEC.crop_size), source)
-        quant_pre_process(source, prepared)
-        quantize_static(
-            prepared,
-            quantised,
-            _Samples(arrays),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            reduce_range=True,
-            weight_type=QuantType.QInt8,
-            activation_type=QuantType.QUInt8,
-        )
-        _write(quantised.read_bytes(), architecture, folder)
+        paths = [Path(scratch, f"{number}.jpg") for number in range(len(samples))]
+        for path, sample in zip(paths, samples, strict=True):
+            path.write_bytes(sample)
+        network = resnet_graph(model, image_size=SPEC.crop_size).SerializeToString()
+        _write(quantize(network, [Photo(path, 0) for path in paths], SPEC), architecture, folder)
 
 
 def _write(network: bytes, architecture: str, folder: Path) -> None:
@@ -85,12 +74,3 @@ def _write(network: bytes, architecture: str, folder: Path) -> None:
         top_k=5,
     )
     save_artifact(folder, manifest, {NETWORK: lambda path: path.write_bytes(network)})
-
-
-class _Samples(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, arrays: list[Float32Array]) -> None:
-        self._rest = iter(arrays)
-
-    def get_next(self) -> dict[str, Float32Array] | None:
-        array = next(self._rest, None)
-        return None if array is None else {"photos": array}

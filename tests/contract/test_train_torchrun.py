@@ -1,4 +1,4 @@
-"""torchrun, started by the user (CONTRACT A9 79): its processes train together, as one job."""
+"""torchrun, started by the user (docs/contract.md, line 79): its processes train together, as one job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the image is made of (CONTRACT A1), seen from inside and outside."""
+"""What the image is made of (docs/contract.md, A1), seen from inside and outside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`docker run kennel serve` on the real engine, from an artifact that the same image trained (CONTRACT A6, A8)."""
+"""`docker run kennel serve` on the real engine, from an artifact that the same image trained (contract.md, A6, A8)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`docker run kennel train` on the real engine: what goes in, what comes out, and how it ends (CONTRACT A1 to A3)."""
+"""`docker run kennel train` on the real engine: what goes in, what comes out, how it ends (contract.md, A1 to A3)."""
 
 from __future__ import annotations
 

@@ -226,3 +226,21 @@ def test_log_groups_of_the_page_are_those_of_the_template() -> None:
     page = (ROOT / "docs/operations.md").read_text()
     assert "`/aws/lambda/kennel-STAGE-classify`" in page
     assert 'LogGroupName: !Sub "/aws/lambda/${Name}-${Stage}-classify"' in read_template("app")
+
+
+def test_every_line_of_the_contract_is_kept_by_a_test_or_says_by_what() -> None:
+    part, others = "", {}
+    for line in (ROOT / "docs/contract.md").read_text().splitlines():
+        if line.startswith("## "):
+            part = line[3:5].lower()
+        elif found := re.match(r"\| (\d+) \|.*\|(.*)\|$", line):
+            others[part, int(found[1])] = found[2].strip()
+    named = set()
+    for file in (ROOT / "tests").rglob("test_*.py"):
+        for area, first, last in re.findall(r"def test_(a\d)_(\d+)_(?:to_(\d+)_)?", file.read_text(encoding="utf-8")):
+            named |= {(area, number) for number in range(int(first), int(last or first) + 1)}
+    assert [number for _, number in others] == [*range(1, 87)]
+    assert named <= set(others)
+    assert {line for line, other in others.items() if not other} <= named
+    for name in re.findall(r"`(tests/[\w/.]+)`", " ".join(others.values())):
+        assert (ROOT / name).is_file()
