@@ -1,7 +1,5 @@
 """The function's package and its cold start, beside an empty function's and the usual way's.
 
-    python -m tests.benchmarks.bench_lambda
-
 An init is measured from the start of a real awslambdaric process to its first request for work; what counts is the
 time beyond that of a function that does nothing. The usual way is a function that is built on AWS Lambda Powertools
 (event handler, logger, metrics, tracer) and boto3.
@@ -41,10 +39,6 @@ def handler(event, context):
 class Init(NamedTuple):
     wall_ms: float
     cpu_ms: float
-
-
-def main() -> None:
-    package_and_calls(Table(), Effort())
 
 
 def package_and_calls(table: Table, effort: Effort) -> None:
@@ -105,7 +99,3 @@ def _report(table: Table, inits: Mapping[str, Init], cold_ms: float, warm_ms: fl
     lower("the same in CPU time", ours=ours.cpu_ms - empty.cpu_ms, other=usual.cpu_ms - empty.cpu_ms, unit="ms")
     lower("first call, endpoint answering at once", ours=cold_ms, unit="ms")
     lower("later calls, endpoint answering at once", ours=warm_ms, unit="ms")
-
-
-if __name__ == "__main__":
-    main()

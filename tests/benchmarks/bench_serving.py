@@ -1,7 +1,5 @@
 """Serving: ours beside torch eager behind multi-model-server and the bare engine, in one run, as ratios.
 
-    python -m tests.benchmarks.bench_serving
-
 Requests over loopback with ResNet-50 and JPEGs of 500 x 375, one configuration of ours against the usual way's best
 for each row. Photos of your own with KENNEL_PHOTOS=folder. About eight minutes on two cores that do nothing else.
 """
@@ -51,10 +49,6 @@ class Measured(NamedTuple):
 
 
 Rounds = dict[str, list[Measured]]
-
-
-def main() -> None:
-    serving(Table(), Effort())
 
 
 def serving(table: Table, effort: Effort) -> None:
@@ -276,7 +270,3 @@ def let_in(artifact: Path) -> int:
     machine = Machine(cpus=len(os.sched_getaffinity(0)), memory_bytes=4096 * MIB)
     shape = choose_multi_model_shape(ServeConfig.from_env({"SAGEMAKER_MULTI_MODEL": "true"}), machine)
     return (4096 - shape.total_mib - loading_mib(network)) // model_mib(network)
-
-
-if __name__ == "__main__":
-    main()

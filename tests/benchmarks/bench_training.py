@@ -1,7 +1,5 @@
 """Training beside the usual way, in the same run on the same photos.
 
-    python -m tests.benchmarks.bench_training [head] [step] [waiting] [processes] [--repeat 3]
-
 head: ResNet-50, frozen backbone, 5 epochs, from the start of the program to a servable artifact; the usual way trains
 with torch eager, its own transforms, and a validation after each epoch. step: images/s of full fine-tuning. waiting:
 how long full training of a ResNet-18 waits for its photos. processes: two processes of one thread each beside one.
@@ -14,14 +12,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -63,18 +59,6 @@ _USUAL_HEAD = textwrap.dedent(
     torch.save(model.state_dict(), out)
     """
 ).format(epochs=EPOCHS)
-
-
-def main(arguments: Sequence[str] = ()) -> None:
-    repeat = int(arguments[arguments.index("--repeat") + 1]) if "--repeat" in arguments else 3
-    benchmarks: dict[str, Callable[[Table, Effort], None]] = {
-        "head": head,
-        "step": step,
-        "waiting": waiting,
-        "processes": processes,
-    }
-    for name in [name for name in benchmarks if name in arguments] or benchmarks:
-        benchmarks[name](Table(), Effort(repeat=repeat))
 
 
 def head(table: Table, effort: Effort) -> None:
@@ -210,8 +194,3 @@ def processes(table: Table, effort: Effort) -> None:
         pairs = [(rate(1, number), rate(2, number)) for number in range(effort.repeat)]
         one, two = map(statistics.median, zip(*pairs, strict=True))
     table.add("two processes, beside twice one process", ours=two, other=2 * one, unit="/s", target=0.85)
-
-
-if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    main(sys.argv[1:])
