@@ -2,7 +2,7 @@
 
 `python inventory.py FOUND FOLDER` reads what syft found (CycloneDX) and writes
 
-    FOLDER/sbom.cdx.json   the same, the image named as what it describes; licences, and Netty, that syft did not see
+    FOLDER/sbom.cdx.json   the same, the image named as what it describes; licences, and what syft did not see in jars
     FOLDER/licences.txt    a line for each component: name, version, licences, and where their text lies in the image
 """
 
@@ -21,6 +21,14 @@ _ROOT = Path("/")
 # Beginnings of sentences, which syft takes for names of licences in free-form copyright files.
 _NO_NAMES = frozenset(("By", "Permission", "Redistribution", "The", "This"))
 _NO_TEXT = (".exe", ".jar", ".0")
+# Java libraries under Apache-2.0 that leave nothing but their classes in a jar: group and name by the classes' folder.
+_SHADED = {
+    "org/apache/logging/log4j/core/": ("org.apache.logging.log4j", "log4j-core"),
+    "com/google/gson/": ("com.google.code.gson", "gson"),
+    "org/apache/commons/io/": ("commons-io", "commons-io"),
+    "org/apache/commons/cli/": ("commons-cli", "commons-cli"),
+    "com/lmax/disruptor/": ("com.lmax", "disruptor"),
+}
 
 
 def main(found: Path, folder: Path) -> None:
@@ -31,7 +39,7 @@ def main(found: Path, folder: Path) -> None:
         "licenses": [{"license": {"id": "Apache-2.0"}}],
     }
     jars = {location for one in bom["components"] if (location := _location(one)).suffix == ".jar"}
-    bom["components"] += [component for jar in sorted(jars) for component in _netty(jar)]
+    bom["components"] += [component for jar in sorted(jars) for component in _within(jar)]
     components = [component for component in bom["components"] if component["type"] == "library"]
     for component in components:
         if not component.get("licenses"):
@@ -75,24 +83,27 @@ def _location(component: dict[str, Any]) -> Path:
     return next((path for path in found if path.name == "copyright"), found[0] if found else _ROOT)
 
 
-def _netty(jar: Path) -> list[dict[str, Any]]:
-    """Netty's parts in a jar that holds other people's classes without their names, as multi-model-server's does."""
+def _within(jar: Path) -> list[dict[str, Any]]:
+    """The libraries whose classes a jar holds without their names, as multi-model-server's does."""
     with zipfile.ZipFile(jar) as archive:
-        entries = [entry for entry in archive.infolist() if entry.filename.endswith("io.netty.versions.properties")]
-        text = "".join(archive.read(entry).decode() for entry in entries)
-    return [
-        {
-            "bom-ref": f"pkg:maven/io.netty/{name}@{version}",
-            "type": "library",
-            "group": "io.netty",
-            "name": name,
-            "version": version,
-            "purl": f"pkg:maven/io.netty/{name}@{version}",
-            "licenses": [{"license": {"id": "Apache-2.0"}}],
-            "properties": [{"name": "kennel:location:path", "value": str(jar)}],
-        }
-        for name, version in sorted(set(re.findall(r"^(netty-[\w-]+)\.version=(\S+)", text, re.MULTILINE)))
-    ]
+        names = archive.namelist()
+        # Each of Netty's parts has a file of this name: the entries are read, since a name would find the last alone.
+        versions = [entry for entry in archive.infolist() if entry.filename.endswith("io.netty.versions.properties")]
+        text = "".join(archive.read(entry).decode() for entry in versions)
+    netty = sorted(set(re.findall(r"^(netty-[\w-]+)\.version=(\S+)", text, re.MULTILINE)))
+    others = [library for folder, library in _SHADED.items() if any(name.startswith(folder) for name in names)]
+    found = [("io.netty", *one) for one in netty] + [(*library, "") for library in others]
+    return [_shaded(jar, *library) for library in found]
+
+
+def _shaded(jar: Path, group: str, name: str, version: str) -> dict[str, Any]:
+    url = f"pkg:maven/{group}/{name}" + (f"@{version}" if version else "")
+    component = {"bom-ref": url, "type": "library", "group": group, "name": name, "purl": url}
+    return component | {
+        **({"version": version} if version else {}),
+        "licenses": [{"license": {"id": "Apache-2.0"}}],
+        "properties": [{"name": "kennel:location:path", "value": str(jar)}],
+    }
 
 
 def _classified(metadata: Path) -> list[str]:

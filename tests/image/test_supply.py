@@ -24,9 +24,9 @@ def sbom(engine: Engine, labels: dict[str, str]) -> dict[str, Any]:
 
 
 def listed(sbom: dict[str, Any], kind: str) -> set[tuple[str, str]]:
-    """Name and version of the components of one kind of package."""
+    """Name and version ("" where none is known) of the components of one kind of package."""
     components = [one for one in sbom["components"] if one.get("purl", "").startswith(f"pkg:{kind}/")]
-    return {(normal(one["name"]), one["version"]) for one in components}
+    return {(normal(one["name"]), one.get("version", "")) for one in components}
 
 
 def normal(name: str) -> str:
@@ -52,6 +52,8 @@ def test_the_sbom_describes_the_image_and_nothing_of_its_build(sbom: dict[str, A
     assert (sbom["bomFormat"], sbom["metadata"]["component"]["name"]) == ("CycloneDX", "kennel")
     assert listed(sbom, "golang") == set(), "syft itself is written in Go"
     assert ("netty-codec-http", "4.1.91.Final") in listed(sbom, "maven"), "it lies in multi-model-server's jar"
+    unknown = {name for name, version in listed(sbom, "maven") if not version}
+    assert unknown == {"log4j-core", "gson", "commons-io", "commons-cli", "disruptor"}
     assert sbom["metadata"]["tools"]["components"][0]["name"] == "syft"
 
 
