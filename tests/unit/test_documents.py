@@ -244,3 +244,10 @@ def test_every_line_of_the_contract_is_kept_by_a_test_or_says_by_what() -> None:
     assert {line for line, other in others.items() if not other} <= named
     for name in re.findall(r"`(tests/[\w/.]+)`", " ".join(others.values())):
         assert (ROOT / name).is_file()
+
+
+@pytest.mark.parametrize("package", ["train", "serve", "deploy"])
+def test_a_packages_guide_names_every_module_of_it(package: str) -> None:
+    guide = set(re.findall(r"`(\w+)`", (ROOT / package / "__init__.py").read_text()))
+    modules = {file.stem for file in (ROOT / package).glob("*.py")} - {"__init__", "__main__"}
+    assert modules - guide == set()
