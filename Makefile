@@ -4,6 +4,8 @@
 SHELL := /bin/sh
 # Programs that tests call, such as aws, come from the environment of the tests.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# Environments are made side by side.
+MAKEFLAGS += --jobs=2
 
 # Every environment that the tests use.
 TESTED_WITH = .venv/ready .venv-sam/ready .venv-sdk/ready .venv-sdk3/ready
