@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,6 +42,7 @@ B64 = base64.b64encode(JPEG).decode()
         ("function_url_page", "http"),
         ("function_url_heat_map", "http"),
         ("s3_created", "s3"),
+        ("s3_created_versioned", "s3"),
         ("s3_own_result", "s3"),
         ("s3_test", "s3"),
     ],
@@ -71,7 +73,9 @@ def test_a_binary_body_that_an_api_turned_into_text_is_told_as_such() -> None:
 
 
 def test_keys_of_notifications_are_decoded_and_removals_are_not_new() -> None:
-    assert new_objects(event("s3_created")) == [S3Object(bucket="photos", key="new/rex at the sea (été).jpg")]
+    photo = S3Object(bucket="photos", key="new/rex at the sea (été).jpg")
+    assert new_objects(event("s3_created")) == [photo]
+    assert new_objects(event("s3_created_versioned")) == [replace(photo, version="096fKKXTRTtl3on89fVO.nfljtsv6qko")]
     assert new_objects(event("s3_removed")) == new_objects(event("s3_test")) == []
 
 
