@@ -38,6 +38,7 @@ B64 = base64.b64encode(JPEG).decode()
         ("direct_url", "direct"),
         ("rest_api_photo", "http"),
         ("rest_api_json", "http"),
+        ("http_api_photo", "http"),
         ("http_api_form", "http"),
         ("function_url_page", "http"),
         ("function_url_heat_map", "http"),
@@ -47,12 +48,14 @@ B64 = base64.b64encode(JPEG).decode()
         ("s3_test", "s3"),
     ],
 )
-def test_recorded_events_are_told_apart(name: str, kind: str) -> None:
+def test_sample_events_are_told_apart(name: str, kind: str) -> None:
     assert (is_http(event(name)), is_s3(event(name))) == (kind == "http", kind == "s3")
 
 
-@pytest.mark.parametrize("name", ["rest_api_photo", "rest_api_json", "http_api_form", "function_url_heat_map"])
-def test_recorded_http_events_hold_their_photo(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["rest_api_photo", "rest_api_json", "http_api_photo", "http_api_form", "function_url_heat_map"]
+)
+def test_sample_http_events_hold_their_photo(name: str) -> None:
     photo = base64.b64decode(event("direct_image")["image"])
 
     assert request_from_http(http_request(event(name))).image == photo
@@ -60,6 +63,7 @@ def test_recorded_http_events_hold_their_photo(name: str) -> None:
 
 def test_options_come_in_the_query_in_json_and_in_a_form() -> None:
     assert request_from_http(http_request(event("rest_api_photo"))).top_k == 3
+    assert request_from_http(http_request(event("http_api_photo"))).top_k == 3
     assert request_from_http(http_request(event("rest_api_json"))).top_k == 2
     assert request_from_http(http_request(event("http_api_form"))).top_k == 2
     assert request_from_http(http_request(event("function_url_heat_map"))).explain
