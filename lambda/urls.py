@@ -26,7 +26,7 @@ _HTTPS_PORT: Final = 443
 _MAX_REDIRECTS: Final = 3
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 # A host's name as DNS has it. The resolver fails at some others, and reads a name with a NUL only as far as that.
-_NAME: Final = re.compile(r"([a-z0-9_-]{1,63}\.)+[a-z0-9-]{1,63}")
+_NAME: Final = re.compile(r"([a-z0-9_-]{1,63}\.){1,126}[a-z0-9-]{1,63}")
 # What object stores say of files whose kind they were not told.
 _UNTYPED: Final = ("application/octet-stream", "binary/octet-stream")
 # Addresses that carry an IPv4 address of somebody's choice: NAT64 (RFC 6052, 8215), 6to4 (RFC 3056), Teredo (4380).
@@ -104,7 +104,7 @@ class Fetcher:
         if target.scheme != "https" or port != _HTTPS_PORT or target.username is not None:
             raise _forbidden("only https URLs on port 443, without a user name, are fetched")
         if not self._is_allowed(target.hostname or ""):
-            raise _forbidden(f"{target.hostname!r} is not among the hosts that photos are fetched from")
+            raise _forbidden(f"{(target.hostname or '')[:200]!r} is not among the hosts that photos are fetched from")
         return target
 
     def _is_allowed(self, host: str) -> bool:
@@ -117,9 +117,10 @@ class Fetcher:
     def _response(self, target: SplitResult, deadline: float) -> Iterator[http.client.HTTPResponse]:
         host = target.hostname or ""
         with self._line(host, deadline) as line, _cut_off_at(deadline, line):
-            connection = http.client.HTTPSConnection(host)
+            tls = self.tls()
+            connection = http.client.HTTPSConnection(host, context=tls)  # Else it reads the roots for one of its own.
             # A line that is cut must not look like a body's end.
-            connection.sock = self.tls().wrap_socket(line, server_hostname=host, suppress_ragged_eofs=False)
+            connection.sock = tls.wrap_socket(line, server_hostname=host, suppress_ragged_eofs=False)
             with connection.sock:
                 headers = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "kennel-classify"}
                 connection.request("GET", _path(target), headers=headers)

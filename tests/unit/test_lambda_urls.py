@@ -198,6 +198,11 @@ def test_a9_84_what_no_host_can_be_called_is_refused_below_an_allowed_name_too(n
     assert net.resolved == []
 
 
+def test_a_host_without_end_is_neither_looked_at_nor_said_back_at_length() -> None:
+    with world(photo) as net:
+        assert len(net.refusal(f"https://{'a.' * 1_000_000}example.org/").message) < 500
+
+
 def test_a_path_that_no_request_can_carry_is_refused() -> None:
     with world(photo) as net:
         assert net.refusal(f"https://{HOST}/half-a-pair-\ud83d.jpg").status == 403
