@@ -115,6 +115,8 @@ def test_locations_are_taken() -> None:
         ({"url": ["https://a.example/b"]}, "'url' is a list"),
         ({"s3": "photos/rex.jpg"}, "expected s3://bucket/key"),
         ({"s3": "s3://photos/"}, "expected s3://bucket/key"),
+        ({"s3": "s3://photos/" + "k" * 1025}, "expected s3://bucket/key"),
+        ({"s3": "s3://photos/half-a-pair-\ud83d"}, "expected s3://bucket/key"),
         ({"image": B64, "top_k": 0}, "'top_k' is '0'"),
         ({"image": B64, "top_k": True}, "'top_k' is 'True'"),
         ({"image": B64, "top_k": "3; explain=cam"}, "a whole number"),
@@ -127,6 +129,13 @@ def test_json_that_asks_for_nothing_we_do_is_a_400_that_says_why(value: Any, sai
 
     assert error.value.status == 400
     assert said in error.value.message
+
+
+def test_a_long_name_is_not_said_back_at_length() -> None:
+    with pytest.raises(Refusal, match="is unknown") as error:
+        request_from_json({"x" * 1_000_000: B64})
+
+    assert len(error.value.message) < 500
 
 
 def test_a9_86_a_photo_that_no_lambda_payload_holds_is_a_413_with_the_limit_of_that_path() -> None:
@@ -166,6 +175,25 @@ def test_bodies_that_hold_no_photo(body: bytes, content_type: str, status: int, 
 
     assert error.value.status == status
     assert said in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("boundary", "part"),
+    [
+        ("boundary*=undefined''X", ""),
+        ("boundary=X\ud800", ""),
+        ("boundary=X", "Content-Disposition: form-data; name=a; filename*=undefined''rex.jpg"),
+        ("boundary=X", "Content-Disposition: form-data; name=a; filename*=idna''%ff.jpg"),
+        ("boundary=X", f"Content-Disposition: form-data; name=a; filename*{'9' * 5000}*=rex.jpg"),
+        ("boundary=X", "Content-Type: message/rfc822\r\n\r\n" * 2000),
+    ],
+)
+def test_a_form_that_breaks_its_reader_is_a_400(boundary: str, part: str) -> None:
+    body = f"--X\r\n{part}\r\n\r\n".encode() + JPEG + b"\r\n--X--"
+    with pytest.raises(Refusal, match="the form cannot be read") as error:
+        request_from_http(_post(body, f"multipart/form-data; {boundary}"))
+
+    assert error.value.status == 400
 
 
 TYPES = st.sampled_from(["multipart/form-data; boundary=X", "multipart/form-data", "application/json"]) | st.text()
