@@ -16,7 +16,7 @@ from telemetry import Record
 
 
 def answer(event: Mapping[str, Any], classifier: Classifier, record: Record) -> Response:
-    """Classify new objects. What may succeed later is raised at the end, so that Lambda tries the event again."""
+    """Classify new objects. What is no photo's own fault is raised at the end, so that Lambda tries the event again."""
     prefix = classifier.config.result_prefix
     photos = [item for item in events.new_objects(event) if _is_photo(item, prefix)]
     failures = [failure for item in photos if (failure := _file_result(item, classifier, record))]
@@ -50,7 +50,8 @@ def _result(item: S3Object, classifier: Classifier, record: Record) -> Response:
     try:
         return classifier.classify(Request(s3=item), record)
     except Refusal as refusal:
-        if refusal.status == 429 or refusal.status >= 500:
+        # S3 has just told that the object is there: what keeps us from reading it now is a policy, not the photo.
+        if refusal.status == 429 or refusal.status >= 500 or refusal.code == "object_not_found":
             raise
         record.refused(refusal)
         return answers.error(refusal, record)

@@ -48,8 +48,8 @@ def request_from_json(value: Any, defaults: Mapping[str, Any] | None = None) -> 
     if not isinstance(value, dict):
         raise bad_request(f"the JSON is a {type(value).__name__}; {_EXPECTED}")
     fields = {**(defaults or {}), **value}
-    if unknown := [name for name in fields if name not in _FIELDS]:
-        near = difflib.get_close_matches(str(unknown[0]).lower(), _FIELDS, n=1)
+    if unknown := [str(name)[:50] for name in fields if name not in _FIELDS]:
+        near = difflib.get_close_matches(unknown[0].lower(), _FIELDS, n=1)
         raise bad_request(f"{unknown[0]!r} is unknown; " + (f"did you mean {near[0]!r}?" if near else _EXPECTED))
     if len(sources := [name for name in _SOURCES if fields.get(name)]) != 1:
         found = " and ".join(map(repr, sources)) or "none of them"
@@ -72,18 +72,25 @@ def _json(body: bytes) -> Any:
 
 def _form(http: HttpRequest) -> dict[str, Any]:
     """The fields of a form upload; a part with a file name is the photo, whatever its field is called."""
-    head = f"Content-Type: {http.headers['content-type']}\r\n\r\n".encode()
-    parsed = BytesParser().parsebytes(head + http.body)
-    if not parsed.is_multipart():
-        raise bad_request("the form has no parts; its Content-Type must name the boundary that stands in the body")
-    parts = [part for part in parsed.get_payload() if isinstance(part, Message)]
-    files = [part for part in parts if part.get_filename() is not None]
+    try:
+        parts = _parts(http)
+        files = [part for part in parts if part.get_filename() is not None]
+    except (ValueError, RecursionError) as error:  # Of charsets that are none, endless numbers, and forms in forms.
+        raise bad_request(f"the form cannot be read: {str(error)[:200]}") from error
     if len(files) > 1:
         raise bad_request(f"the form holds {len(files)} files; send one photo at a time")
     fields: dict[str, Any] = {
         _name(part): _content(part).decode(errors="replace") for part in parts if part not in files
     }
     return {**fields, "image": _content(files[0])} if files else fields
+
+
+def _parts(http: HttpRequest) -> list[Message]:
+    head = f"Content-Type: {http.headers['content-type']}\r\n\r\n".encode()
+    parsed = BytesParser().parsebytes(head + http.body)
+    if not parsed.is_multipart():
+        raise bad_request("the form has no parts; its Content-Type must name the boundary that stands in the body")
+    return [part for part in parsed.get_payload() if isinstance(part, Message)]
 
 
 def _name(part: Message) -> str:
@@ -135,7 +142,8 @@ def _base64_or_nothing(body: bytes) -> bytes:
 def _s3_object(location: str | None) -> S3Object | None:
     if location is None:
         return None
-    match = re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(.+)", location, re.DOTALL)
+    # A key is at most 1024 bytes of UTF-8, which holds no half of a surrogate pair.
+    match = re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/([^\ud800-\udfff]{1,1024})", location)
     if match is None:
         raise bad_request(f"'s3' is {location[:200]!r}; expected s3://bucket/key")
     return S3Object(bucket=match[1], key=match[2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import ipaddress
+import re
 import socket
 import ssl
 import threading
@@ -24,6 +25,8 @@ Connect = Callable[[str, float], socket.socket]
 _HTTPS_PORT: Final = 443
 _MAX_REDIRECTS: Final = 3
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
+# A host's name as DNS has it. The resolver fails at some others, and reads a name with a NUL only as far as that.
+_NAME: Final = re.compile(r"([a-z0-9_-]{1,63}\.){1,126}[a-z0-9-]{1,63}")
 # What object stores say of files whose kind they were not told.
 _UNTYPED: Final = ("application/octet-stream", "binary/octet-stream")
 # Addresses that carry an IPv4 address of somebody's choice: NAT64 (RFC 6052, 8215), 6to4 (RFC 3056), Teredo (4380).
@@ -88,23 +91,25 @@ class Fetcher:
             if time.monotonic() >= deadline:
                 raise timed_out("url_timeout", f"the URL took longer than {self.timeout_s:g} s") from error
             raise _unavailable(_reason(error)) from error
+        except ValueError as error:  # Of urlsplit and urljoin, and of a path that is no text.
+            raise _forbidden("the URL cannot be read; expected https://host/path") from error
         raise _unavailable(f"it leads through more than {_MAX_REDIRECTS} redirects")
 
     def _checked(self, url: str) -> SplitResult:
+        """Raises Refusal (403), and ValueError for what is no URL."""
         if not self.allowed_hosts:
             raise _forbidden("this function fetches no URLs; send the photo itself")
-        try:
-            target = urlsplit(url)
-            port = _HTTPS_PORT if target.port is None else target.port
-        except ValueError as error:
-            raise _forbidden("the URL cannot be read; expected https://host/path") from error
+        target = urlsplit(url)
+        port = _HTTPS_PORT if target.port is None else target.port
         if target.scheme != "https" or port != _HTTPS_PORT or target.username is not None:
             raise _forbidden("only https URLs on port 443, without a user name, are fetched")
         if not self._is_allowed(target.hostname or ""):
-            raise _forbidden(f"{target.hostname!r} is not among the hosts that photos are fetched from")
+            raise _forbidden(f"{(target.hostname or '')[:200]!r} is not among the hosts that photos are fetched from")
         return target
 
     def _is_allowed(self, host: str) -> bool:
+        if not _NAME.fullmatch(host):
+            return False
         parents = (host[dot + 1 :] for dot, letter in enumerate(host) if letter == ".")
         return host in self.allowed_hosts or any(f"*.{parent}" in self.allowed_hosts for parent in parents)
 
@@ -112,9 +117,10 @@ class Fetcher:
     def _response(self, target: SplitResult, deadline: float) -> Iterator[http.client.HTTPResponse]:
         host = target.hostname or ""
         with self._line(host, deadline) as line, _cut_off_at(deadline, line):
-            connection = http.client.HTTPSConnection(host)
+            tls = self.tls()
+            connection = http.client.HTTPSConnection(host, context=tls)  # Else it reads the roots for one of its own.
             # A line that is cut must not look like a body's end.
-            connection.sock = self.tls().wrap_socket(line, server_hostname=host, suppress_ragged_eofs=False)
+            connection.sock = tls.wrap_socket(line, server_hostname=host, suppress_ragged_eofs=False)
             with connection.sock:
                 headers = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "kennel-classify"}
                 connection.request("GET", _path(target), headers=headers)

@@ -46,7 +46,7 @@ AWS_ENV: Final = {
 
 
 def event(name: str) -> dict[str, Any]:
-    """A recorded event, by its file's name in tests/events."""
+    """One of tests/events by its file's name: AWS's published samples, with our photos in them."""
     value = json.loads((EVENTS / f"{name}.json").read_text(encoding="utf-8"))
     assert isinstance(value, dict)
     return value

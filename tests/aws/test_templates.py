@@ -55,7 +55,7 @@ ALLOWED = {
     },
     "FunctionRole": {
         "sagemaker:InvokeEndpoint", "logs:CreateLogStream", "logs:PutLogEvents", "sqs:SendMessage",
-        "s3:GetObject", "s3:PutObject", "xray:PutTelemetryRecords", "xray:PutTraceSegments",
+        "s3:GetObject", "s3:GetObjectVersion", "s3:PutObject", "xray:PutTelemetryRecords", "xray:PutTraceSegments",
     },
     "PullImage": {
         "ecr:GetAuthorizationToken", "ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage",

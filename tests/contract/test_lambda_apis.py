@@ -37,7 +37,7 @@ MODELS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in EVENTS.glob("*.json")))
-def test_recorded_events_have_the_shape_that_aws_gives_them(name: str) -> None:
+def test_sample_events_have_the_shape_that_aws_gives_them(name: str) -> None:
     found = [model for prefix, model in MODELS.items() if name.startswith(prefix)]
 
     for model in found:

@@ -111,7 +111,7 @@ def test_a_callers_top_k_beats_the_functions(runtime: RuntimeStandIn) -> None:
     assert runtime.calls[0].attributes == "top_k=3"
 
 
-@pytest.mark.parametrize("name", ["rest_api_photo", "rest_api_json", "http_api_form"])
+@pytest.mark.parametrize("name", ["rest_api_photo", "rest_api_json", "http_api_photo", "http_api_form"])
 def test_apis_and_function_urls_are_answered_in_json(runtime: RuntimeStandIn, name: str) -> None:
     response = function().handle(event(name), Context())
 
@@ -343,7 +343,14 @@ JSON_VALUES = st.recursive(
     max_leaves=5,
 )
 DIRECT = ("direct_image", "direct_s3", "direct_url")
-HTTP = ("rest_api_photo", "rest_api_json", "http_api_form", "function_url_heat_map", "function_url_page")
+HTTP = (
+    "rest_api_photo",
+    "rest_api_json",
+    "http_api_photo",
+    "http_api_form",
+    "function_url_heat_map",
+    "function_url_page",
+)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -76,8 +76,8 @@ def test_photos_of_odd_kinds_pass_through(made: Function, name: str) -> None:
     assert "label" in made.invoke(image(odd_photos()[name])).value
 
 
-@pytest.mark.parametrize("name", ["rest_api_photo", "rest_api_json", "http_api_form"])
-def test_recorded_events_are_answered(made: Function, name: str) -> None:
+@pytest.mark.parametrize("name", ["rest_api_photo", "rest_api_json", "http_api_photo", "http_api_form"])
+def test_sample_events_are_answered(made: Function, name: str) -> None:
     response = made.invoke(event(name)).value
 
     assert response["statusCode"] == 200

@@ -83,9 +83,9 @@ def test_a_direct_invocation_through_boto3(warm: Function, runtime: RuntimeStand
 
 
 @pytest.mark.parametrize(
-    "name", ["direct_image", "rest_api_photo", "rest_api_json", "http_api_form", "function_url_page"]
+    "name", ["direct_image", "rest_api_photo", "rest_api_json", "http_api_photo", "http_api_form", "function_url_page"]
 )
-def test_recorded_events_through_the_real_runtime(warm: Function, runtime: RuntimeStandIn, name: str) -> None:
+def test_sample_events_through_the_real_runtime(warm: Function, runtime: RuntimeStandIn, name: str) -> None:
     result = warm.invoke(event(name))
 
     assert not result.failed

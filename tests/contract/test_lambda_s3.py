@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 KEY = "new/rex at the sea (été).jpg"
 RESULT = f"results/{KEY}.json"
 PHOTO = base64.b64decode(event("direct_image")["image"])
+DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,8 @@ def moto() -> Iterator[str]:
 @pytest.fixture
 def runtime(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[RuntimeStandIn]:
     with RuntimeStandIn() as stand_in:
-        for name, value in {**stand_in.env, "AWS_ENDPOINT_URL_S3": moto, "ALLOWED_BUCKETS": "photos,gone"}.items():
+        env = {**stand_in.env, "AWS_ENDPOINT_URL_S3": moto, "ALLOWED_BUCKETS": "photos,versions,gone"}
+        for name, value in env.items():
             monkeypatch.setenv(name, value)
         classify.application.cache_clear()
         yield stand_in
@@ -107,7 +109,7 @@ def test_an_object_over_the_limit_is_not_read(s3: S3Client, monkeypatch: pytest.
 
 
 class Slow(BaseHTTPRequestHandler):
-    """An S3 that gives an object of 16 MB in pieces, one a tenth of a second; of others a part, or no answer at all."""
+    """An S3 that gives an object of 16 MB in pieces, one a tenth of a second; of others a part, a 403, or no answer."""
 
     protocol_version = "HTTP/1.1"
     asked: ClassVar[list[str]] = []
@@ -117,6 +119,12 @@ class Slow(BaseHTTPRequestHandler):
         self.asked.append(self.path)
         if self.path.endswith("hangs"):
             self.over.wait(30)
+            return
+        if self.path.endswith("denied"):
+            self.send_response(403)
+            self.send_header("Content-Length", str(len(DENIED)))
+            self.end_headers()
+            self.wfile.write(DENIED)
             return
         self.send_response(200)
         self.send_header("Content-Length", "16000000")
@@ -228,6 +236,20 @@ def _record(key: str) -> dict[str, Any]:
     return {**record, "s3": {**record["s3"], "object": item}}
 
 
+def test_the_very_version_that_a_notification_names_is_read(s3: S3Client, runtime: RuntimeStandIn) -> None:
+    s3.create_bucket(Bucket="versions", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
+    s3.put_bucket_versioning(Bucket="versions", VersioningConfiguration={"Status": "Enabled"})
+    version = s3.put_object(Bucket="versions", Key=KEY, Body=PHOTO)["VersionId"]
+    s3.put_object(Bucket="versions", Key=KEY, Body=b"what was put there since")
+    notification = event("s3_created_versioned")
+    (record,) = notification["Records"]
+    record["s3"]["bucket"]["name"] = "versions"
+    record["s3"]["object"]["versionId"] = version
+
+    assert classify.handler(notification, Context()) == {"classified": 1}
+    assert runtime.calls[0].body == PHOTO
+
+
 @pytest.mark.parametrize("name", ["s3_own_result", "s3_removed", "s3_test"])
 def test_notifications_that_are_not_of_new_photos_do_nothing(s3: S3Client, runtime: RuntimeStandIn, name: str) -> None:
     before = keys(s3)
@@ -256,6 +278,13 @@ def test_what_may_succeed_later_is_a_failure_that_lambda_tries_again(s3: S3Clien
     runtime.behave = photo_answer()
     classify.handler(event("s3_created"), Context())
     assert read(s3, RESULT)["label"] == "Affenpinscher"
+
+
+def test_a_photo_that_a_policy_keeps_from_us_is_a_failure_and_gets_no_result(slow: Buckets) -> None:
+    with pytest.raises(RuntimeError, match="may not use it"):
+        classify.handler({"Records": [_record("denied")]}, Context())
+
+    assert Slow.asked == ["/photos/denied"]
 
 
 def test_a_result_that_comes_too_late_to_be_written_is_tried_again(s3: S3Client, runtime: RuntimeStandIn) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
+from dataclasses import MISSING, fields
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +14,8 @@ from config import Config
 from endpoint import CONNECT_TIMEOUT_S
 from errors import ConfigError
 from photos import can_scale
+
+PAGE = Path(__file__).resolve().parents[2] / "docs/lambda.md"
 
 
 def test_only_the_endpoint_must_be_named_and_then_nothing_is_fetched() -> None:
@@ -46,6 +51,15 @@ def test_every_variable_is_read() -> None:
         cors_origins=frozenset({"https://shop.example.com"}),
         function_timeout_s=29,
     )
+
+
+def test_the_documents_table_has_the_codes_settings_and_defaults() -> None:
+    table = PAGE.read_text(encoding="utf-8").partition("## Settings")[2].partition("\n## ")[0]
+    words: dict[object, str] = {MISSING: "required", None: "the model's", frozenset(): "none"}
+
+    assert re.findall(r"^\| `([A-Z_]+)` \| `?(.+?)`? \|", table, re.MULTILINE) == [
+        (field.name.upper(), words.get(field.default, str(field.default).lower())) for field in fields(Config)
+    ]
 
 
 @pytest.mark.parametrize(

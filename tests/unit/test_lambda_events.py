@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -37,20 +38,24 @@ B64 = base64.b64encode(JPEG).decode()
         ("direct_url", "direct"),
         ("rest_api_photo", "http"),
         ("rest_api_json", "http"),
+        ("http_api_photo", "http"),
         ("http_api_form", "http"),
         ("function_url_page", "http"),
         ("function_url_heat_map", "http"),
         ("s3_created", "s3"),
+        ("s3_created_versioned", "s3"),
         ("s3_own_result", "s3"),
         ("s3_test", "s3"),
     ],
 )
-def test_recorded_events_are_told_apart(name: str, kind: str) -> None:
+def test_sample_events_are_told_apart(name: str, kind: str) -> None:
     assert (is_http(event(name)), is_s3(event(name))) == (kind == "http", kind == "s3")
 
 
-@pytest.mark.parametrize("name", ["rest_api_photo", "rest_api_json", "http_api_form", "function_url_heat_map"])
-def test_recorded_http_events_hold_their_photo(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["rest_api_photo", "rest_api_json", "http_api_photo", "http_api_form", "function_url_heat_map"]
+)
+def test_sample_http_events_hold_their_photo(name: str) -> None:
     photo = base64.b64decode(event("direct_image")["image"])
 
     assert request_from_http(http_request(event(name))).image == photo
@@ -58,6 +63,7 @@ def test_recorded_http_events_hold_their_photo(name: str) -> None:
 
 def test_options_come_in_the_query_in_json_and_in_a_form() -> None:
     assert request_from_http(http_request(event("rest_api_photo"))).top_k == 3
+    assert request_from_http(http_request(event("http_api_photo"))).top_k == 3
     assert request_from_http(http_request(event("rest_api_json"))).top_k == 2
     assert request_from_http(http_request(event("http_api_form"))).top_k == 2
     assert request_from_http(http_request(event("function_url_heat_map"))).explain
@@ -71,7 +77,9 @@ def test_a_binary_body_that_an_api_turned_into_text_is_told_as_such() -> None:
 
 
 def test_keys_of_notifications_are_decoded_and_removals_are_not_new() -> None:
-    assert new_objects(event("s3_created")) == [S3Object(bucket="photos", key="new/rex at the sea (été).jpg")]
+    photo = S3Object(bucket="photos", key="new/rex at the sea (été).jpg")
+    assert new_objects(event("s3_created")) == [photo]
+    assert new_objects(event("s3_created_versioned")) == [replace(photo, version="096fKKXTRTtl3on89fVO.nfljtsv6qko")]
     assert new_objects(event("s3_removed")) == new_objects(event("s3_test")) == []
 
 
@@ -107,6 +115,8 @@ def test_locations_are_taken() -> None:
         ({"url": ["https://a.example/b"]}, "'url' is a list"),
         ({"s3": "photos/rex.jpg"}, "expected s3://bucket/key"),
         ({"s3": "s3://photos/"}, "expected s3://bucket/key"),
+        ({"s3": "s3://photos/" + "k" * 1025}, "expected s3://bucket/key"),
+        ({"s3": "s3://photos/half-a-pair-\ud83d"}, "expected s3://bucket/key"),
         ({"image": B64, "top_k": 0}, "'top_k' is '0'"),
         ({"image": B64, "top_k": True}, "'top_k' is 'True'"),
         ({"image": B64, "top_k": "3; explain=cam"}, "a whole number"),
@@ -119,6 +129,13 @@ def test_json_that_asks_for_nothing_we_do_is_a_400_that_says_why(value: Any, sai
 
     assert error.value.status == 400
     assert said in error.value.message
+
+
+def test_a_long_name_is_not_said_back_at_length() -> None:
+    with pytest.raises(Refusal, match="is unknown") as error:
+        request_from_json({"x" * 1_000_000: B64})
+
+    assert len(error.value.message) < 500
 
 
 def test_a9_86_a_photo_that_no_lambda_payload_holds_is_a_413_with_the_limit_of_that_path() -> None:
@@ -158,6 +175,25 @@ def test_bodies_that_hold_no_photo(body: bytes, content_type: str, status: int, 
 
     assert error.value.status == status
     assert said in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("boundary", "part"),
+    [
+        ("boundary*=undefined''X", ""),
+        ("boundary=X\ud800", ""),
+        ("boundary=X", "Content-Disposition: form-data; name=a; filename*=undefined''rex.jpg"),
+        ("boundary=X", "Content-Disposition: form-data; name=a; filename*=idna''%ff.jpg"),
+        ("boundary=X", f"Content-Disposition: form-data; name=a; filename*{'9' * 5000}*=rex.jpg"),
+        ("boundary=X", "Content-Type: message/rfc822\r\n\r\n" * 2000),
+    ],
+)
+def test_a_form_that_breaks_its_reader_is_a_400(boundary: str, part: str) -> None:
+    body = f"--X\r\n{part}\r\n\r\n".encode() + JPEG + b"\r\n--X--"
+    with pytest.raises(Refusal, match="the form cannot be read") as error:
+        request_from_http(_post(body, f"multipart/form-data; {boundary}"))
+
+    assert error.value.status == 400
 
 
 TYPES = st.sampled_from(["multipart/form-data; boundary=X", "multipart/form-data", "application/json"]) | st.text()

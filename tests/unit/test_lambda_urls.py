@@ -189,6 +189,25 @@ def test_a9_84_urls_that_are_not_allowed_are_refused_before_anything_is_looked_u
     assert (net.resolved, net.dialled) == ([], [])
 
 
+@pytest.mark.parametrize("name", ["a..b", "", "a" * 64, "a b", "internal\0", "\udcff", "été"])
+def test_a9_84_what_no_host_can_be_called_is_refused_below_an_allowed_name_too(name: str) -> None:
+    with world(photo) as net:
+        refusal = net.refusal(f"https://{name}.example.com/", hosts=("*.example.com",))
+
+    assert (refusal.status, refusal.code) == (403, "url_not_allowed")
+    assert net.resolved == []
+
+
+def test_a_host_without_end_is_neither_looked_at_nor_said_back_at_length() -> None:
+    with world(photo) as net:
+        assert len(net.refusal(f"https://{'a.' * 1_000_000}example.org/").message) < 500
+
+
+def test_a_path_that_no_request_can_carry_is_refused() -> None:
+    with world(photo) as net:
+        assert net.refusal(f"https://{HOST}/half-a-pair-\ud83d.jpg").status == 403
+
+
 @pytest.mark.parametrize(
     ("allowed", "host", "expected"),
     [
@@ -301,6 +320,7 @@ def test_dns_rebinding_between_redirects_is_checked_again() -> None:
         "https://images.example.com:8443/",
         "file:///etc/passwd",
         "https://[::ffff:7f00:1]/",
+        "https://[::1/",
     ],
 )
 def test_a9_84_a_redirect_is_checked_like_the_first_url(status: int, location: str) -> None:
