@@ -334,7 +334,6 @@ frontend figures
 
 backend ping
     timeout server 1500ms
-    http-request set-uri /health
     server control {config.control}
 
 backend control

@@ -76,6 +76,7 @@ class Stack:
         """Start control, then HAProxy, so that /ping is answered from the first moment, then MMS."""
         routes = Routes(
             ready=self.ready,
+            healthy=self.healthy,
             info=self.info,
             execution_parameters=self.execution_parameters,
             metrics=self.metrics,
@@ -107,8 +108,15 @@ class Stack:
             verify_files(self._artifact.folder, self._artifact.manifest)
 
     def ready(self) -> bool:
-        """What /ping says: MMS takes requests, and a worker can answer them (with many models, once one is loaded)."""
-        if self._draining or not (self._models or self._control.fleet.ready(MODEL)):
+        """What /ping says: requests are answered, and no stop is under way."""
+        return self.healthy() and not self._draining
+
+    def healthy(self) -> bool:
+        """MMS takes requests, and a worker can answer them (with many models, once one is loaded).
+
+        What HAProxy checks: it gives no queued request to a server that is down, so a stop must not change it.
+        """
+        if not (self._models or self._control.fleet.ready(MODEL)):
             return False
         self._mms_listens = self._mms_listens or listens(self._place.inference)
         return self._mms_listens
