@@ -170,16 +170,18 @@ frontend api
     acl invocations var(txn.invocation) -m found
     acl get method GET HEAD
     acl post method POST
-    acl several req.hdr(content-type) -i -m beg {api.JSON}
-    acl offered req.hdr(content-type),field(1,;),lower,regsub([[:space:]]+,,g) -m str {types}
+    # fhdr, not hdr, which takes each value between commas for one: MMS takes the whole line, and the first of several.
+    acl several req.fhdr(content-type) -i -m beg {api.JSON}
+    acl offered req.fhdr(content-type),field(1,;),lower,regsub([[:space:]]+,,g) -m str {types}
+    acl one_type req.fhdr_cnt(content-type) eq 1
 
     http-request set-var(txn.invocation) bool(true) if invocation_path
-    http-request set-var(txn.id) req.hdr(x-request-id) if {{ req.hdr(x-request-id) -m reg ^[A-Za-z0-9._:-]{{1,128}}$ }}
-    http-request set-var(txn.id) uuid() unless {{ var(txn.id) -m found }}
+    http-request set-var(txn.id) req.fhdr(x-request-id)
+    http-request set-var(txn.id) uuid() unless {{ var(txn.id) -m reg ^[A-Za-z0-9._:-]{{1,128}}$ }}
     http-request set-var(txn.path) path
-    http-request set-var(txn.inference) req.hdr(x-amzn-sagemaker-inference-id)
-    http-request set-var(txn.target) req.hdr(x-amzn-sagemaker-target-model)
-    http-request set-var(txn.attributes) req.hdr({attributes.lower()})
+    http-request set-var(txn.inference) req.fhdr(x-amzn-sagemaker-inference-id)
+    http-request set-var(txn.target) req.fhdr(x-amzn-sagemaker-target-model)
+    http-request set-var(txn.attributes) req.fhdr({attributes.lower()})
     http-request set-log-level silent if ping
     http-request set-var(txn.counted) bool(true) unless ping
 
@@ -268,8 +270,8 @@ def _refusals(config: FrontConfig) -> list[str]:
         _refuse(
             415,
             "unsupported_media_type",
-            f"send a photo or JSON, with a Content-Type of {', '.join(api.CONTENT_TYPES)}",
-            "if invocations !offered",
+            f"send a photo or JSON, with one Content-Type of {', '.join(api.CONTENT_TYPES)}",
+            "if invocations !offered or invocations !one_type",
         ),
         _refuse(400, "bad_request", f"a header is longer than {_MAX_HEADER_BYTES} bytes", f"if {long_header}"),
         # Control knows first; without this, /ping could promise what the next request would be refused.
