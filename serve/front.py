@@ -26,6 +26,9 @@ HEADROOM_BYTES = 32 * 1024
 # MMS refuses requests with more than 8 KiB of headers.
 _MAX_HEADER_BYTES = 2048
 _MAX_CONTROL_BYTES = 65_536
+# A line of the log that a pipe takes in one piece, and what of a caller's text goes into it: JSON may treble that.
+_MAX_LOG_BYTES = 4096
+_MAX_LOGGED_BYTES = 256
 # Time for a client to send its headers, and a body up to BUFFER_BYTES.
 _UPLOAD_S = 10
 # A model is verified and loaded while its caller waits.
@@ -98,7 +101,7 @@ def configuration(config: FrontConfig) -> str:
 def _global(config: FrontConfig) -> str:
     return f"""\
 global
-    log stdout format raw local0 info
+    log stdout len {_MAX_LOG_BYTES} format raw local0 info
     maxconn {config.max_connections}
     nbthread 1
     tune.bufsize {BUFFER_BYTES + HEADROOM_BYTES}
@@ -305,14 +308,15 @@ def _invocation(config: FrontConfig) -> list[str]:
 
 
 def _log_line() -> str:
+    text_of = f"bytes(0,{_MAX_LOGGED_BYTES}),json(utf8s)"
     fields: dict[str, Any] = {
         "time": "%[date,utime(%Y-%m-%dT%H:%M:%SZ)]",
         "source": "front",
         "request_id": ID,
-        "inference_id": "%[var(txn.inference),json(utf8s)]",
-        "target_model": "%[var(txn.target),json(utf8s)]",
-        "method": "%[capture.req.method,json(utf8s)]",
-        "path": "%[var(txn.path),json(utf8s)]",
+        "inference_id": f"%[var(txn.inference),{text_of}]",
+        "target_model": f"%[var(txn.target),{text_of}]",
+        "method": f"%[capture.req.method,{text_of}]",
+        "path": f"%[var(txn.path),{text_of}]",
     }
     figures = {
         "status": "%ST",

@@ -342,6 +342,21 @@ def test_a_request_has_two_log_lines_joined_by_its_id_and_ping_none(server: Serv
     assert not any(line.get("path") == "/ping" for line in server.lines())
 
 
+def test_the_line_of_a_long_request_is_whole_but_for_the_end_of_what_was_long(server: Server) -> None:
+    long = '"' * 3000
+    sent = {"X-Request-Id": "i" * 128, "X-Amzn-SageMaker-Target-Model": long, "X-Amzn-SageMaker-Inference-Id": long}
+    assert server.call("G" * 900, f"/{long}", headers=sent).status == 404
+    line = wait_until(
+        lambda: next((found for found in server.lines() if found.get("request_id") == "i" * 128), None),
+        timeout_s=5,
+        what="the line",
+    )
+    assert line["status"] == 404
+    assert line["total_ms"] >= 0
+    assert line["path"] == f"/{long}"[:256]
+    assert line["target_model"] == long[:256]
+
+
 def test_the_label_is_logged_only_if_asked_for(server: Server) -> None:
     server.classify(headers={"X-Request-Id": "private-1"})
     line = wait_until(
