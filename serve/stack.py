@@ -160,17 +160,19 @@ class Stack:
 
     def _gauges(self) -> Iterator[Metric]:
         fleet = self._control.fleet
-        by_model = Counter(worker.model for worker in fleet.all())
-        for model, count in by_model.items():
-            yield gauge("kennel_workers", "Workers that are loaded", {"model": model}, count)
-        yield gauge("kennel_workers_ended", "Workers that have ended since the start", {}, fleet.ended)
-        yield gauge("kennel_ready", "What /ping says: 1 for 200", {}, self.ready())
+        workers = Counter(worker.model for worker in fleet.all())
+        by_model = [({"model": model}, count) for model, count in workers.items()]
+        yield gauge("kennel_workers", "Workers that are loaded", by_model)
+        yield gauge("kennel_workers_ended", "Workers that have ended since the start", [({}, fleet.ended)])
+        yield gauge("kennel_ready", "What /ping says: 1 for 200", [({}, self.ready())])
         served = {model.name: model.manifest for model in self._models.all()} if self._models else {}
         if self._artifact:
             served = {MODEL: self._artifact.manifest}
-        for name, manifest in served.items():
-            labels = {"model": name, "architecture": manifest.architecture, "version": manifest.version}
-            yield gauge("kennel_model_info", "What is served under a name", labels, 1)
+        infos = [
+            ({"model": name, "architecture": manifest.architecture, "version": manifest.version}, 1)
+            for name, manifest in served.items()
+        ]
+        yield gauge("kennel_model_info", "What is served under a name", infos)
 
     def execution_parameters(self) -> dict[str, Any]:
         """How batch transform should call: as many calls at once as there are workers, one photo each."""
