@@ -28,7 +28,7 @@ from tests.serving import (
     tiny_network,
     write_artifact,
 )
-from tests.support import free_port, wait_until
+from tests.support import encoded, free_port, picture, wait_until
 
 
 def in_background(call: Callable[[], Answer]) -> tuple[threading.Thread, list[Answer]]:
@@ -362,6 +362,16 @@ def test_a8_73_a_batch_job_is_served_as_the_platform_starts_it(tmp_path: Path) -
         limits = server.call("GET", "/info").json["limits"]
         assert (limits["max_payload_bytes"], limits["deadline_s"]) == (6 * 1024**2, 590)
         assert server.classify(headers={"Accept": "application/jsonlines"}).status == 200
+
+
+def test_a8_75_a_photo_of_40_mb_is_served_where_the_limit_is_raised(tmp_path: Path) -> None:
+    write_artifact(tmp_path / "model")
+    photo = encoded(picture(3700, 3700), "BMP")
+    assert len(photo) > 40_000_000
+    settings = {"SAGEMAKER_MAX_PAYLOAD_IN_MB": "64", "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS": "900"}
+    with running_server(tmp_path, **settings) as server:
+        assert server.classify(photo, "image/bmp").status == 200
+        assert server.classify(iter([photo[:30_000_000], photo[30_000_000:]]), "image/bmp").status == 200
 
 
 def test_a6_51_connections_are_accepted_within_250_ms(tmp_path: Path) -> None:

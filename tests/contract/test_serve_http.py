@@ -359,6 +359,16 @@ def test_the_line_of_a_long_request_is_whole_but_for_the_end_of_what_was_long(se
     assert line["target_model"] == long[:256]
 
 
+def test_a6_66_one_line_says_which_engine_and_shape_were_chosen_and_why(server: Server) -> None:
+    (line,) = [line for line in server.lines() if "reason" in line]
+    assert line["message"].startswith("ONNX Runtime, ")
+    assert line["reason"].startswith("no GPU can be seen; one worker a core")
+    assert (line["network"], line["gpus"], line["driver"]) == ("model.onnx", 0, None)
+    assert line["cpus"] > 0
+    assert 0 < line["memory_planned_mib"] <= line["memory_limit_mib"]
+    assert line["memory_reason"].startswith("Java ")
+
+
 def test_the_label_is_logged_only_if_asked_for(server: Server) -> None:
     server.classify(headers={"X-Request-Id": "private-1"})
     line = wait_until(
