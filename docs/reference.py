@@ -39,7 +39,7 @@ _PROGRAMS: Final[Mapping[str, str]] = {
 }
 # Environment variable -> the field of ServeConfig whose default it has, and what it is for.
 _SERVING: Final[Mapping[str, tuple[str, str]]] = {
-    "SAGEMAKER_BATCH": ("batch", "set by batch transform: the deadline is longer"),
+    "SAGEMAKER_BATCH": ("", "set by batch transform: the deadline is longer"),
     "SAGEMAKER_BIND_TO_PORT": ("port", "where to listen"),
     "SAGEMAKER_SAFE_PORT_RANGE": ("safe_ports", "set by SageMaker: ports that the container may use"),
     "SAGEMAKER_MAX_PAYLOAD_IN_MB": ("max_payload_mib", "largest body, in MiB; 0 (batch transform): 100"),
@@ -51,7 +51,10 @@ _SERVING: Final[Mapping[str, tuple[str, str]]] = {
     "SAGEMAKER_STARTUP_TIMEOUT": ("startup_timeout_s", "seconds that the first worker may take to be ready"),
     "SAGEMAKER_MULTI_MODEL": ("multi_model", "serve many models, loaded by request"),
     "SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT": ("default_accept", "what is answered where a request has no Accept"),
-    "SAGEMAKER_MODEL_SERVER_WORKERS": ("workers", "processes a model; default: one a core, as memory allows"),
+    "SAGEMAKER_MODEL_SERVER_WORKERS": (
+        "workers",
+        "processes a model; default: one a core or GPU, as memory allows; 1 in multi-model mode",
+    ),
     "KENNEL_SERVE_THREADS": ("threads", "threads a worker; default: one a core, 4 at most"),
 }
 _OPTIONS: Final[Mapping[str, tuple[str, str]]] = {
@@ -251,7 +254,7 @@ def _http() -> Iterator[str]:
 
 
 def _error_rows(paths: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    words = {"502": "a worker ended while it answered"} | {
+    words = {
         status: response["description"]
         for methods in paths.values()
         for entry in methods.values()

@@ -41,7 +41,6 @@ class ServeConfig:
     deadline_s: float = DEFAULT_DEADLINE_S
     startup_timeout_s: float = 240
     multi_model: bool = False
-    batch: bool = False
     default_accept: str = ""
     workers: int | None = None
     threads: int | None = None
@@ -73,7 +72,6 @@ class ServeConfig:
             deadline_s=_deadline(reader, float(DEFAULT_BATCH_DEADLINE_S if batch else DEFAULT_DEADLINE_S)),
             startup_timeout_s=reader.read("SAGEMAKER_STARTUP_TIMEOUT", _number(1, 3600), 240.0),
             multi_model=reader.read("SAGEMAKER_MULTI_MODEL", _boolean, False),
-            batch=batch,
             default_accept=reader.read("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT", _answer_type, ""),
             workers=reader.read("SAGEMAKER_MODEL_SERVER_WORKERS", _integer(1, 1024), None),
             threads=reader.read("KENNEL_SERVE_THREADS", _integer(1, 256), None),

@@ -26,6 +26,9 @@ HEADROOM_BYTES = 32 * 1024
 # MMS refuses requests with more than 8 KiB of headers.
 _MAX_HEADER_BYTES = 2048
 _MAX_CONTROL_BYTES = 65_536
+# A line of the log that a pipe takes in one piece, and what of a caller's text goes into it: JSON may treble that.
+_MAX_LOG_BYTES = 4096
+_MAX_LOGGED_BYTES = 256
 # Time for a client to send its headers, and a body up to BUFFER_BYTES.
 _UPLOAD_S = 10
 # A model is verified and loaded while its caller waits.
@@ -98,7 +101,7 @@ def configuration(config: FrontConfig) -> str:
 def _global(config: FrontConfig) -> str:
     return f"""\
 global
-    log stdout format raw local0 info
+    log stdout len {_MAX_LOG_BYTES} format raw local0 info
     maxconn {config.max_connections}
     nbthread 1
     tune.bufsize {BUFFER_BYTES + HEADROOM_BYTES}
@@ -170,16 +173,18 @@ frontend api
     acl invocations var(txn.invocation) -m found
     acl get method GET HEAD
     acl post method POST
-    acl several req.hdr(content-type) -i -m beg {api.JSON}
-    acl offered req.hdr(content-type),field(1,;),lower,regsub([[:space:]]+,,g) -m str {types}
+    # fhdr, not hdr, which takes each value between commas for one: MMS takes the whole line, and the first of several.
+    acl several req.fhdr(content-type) -i -m beg {api.JSON}
+    acl offered req.fhdr(content-type),field(1,;),lower,regsub([[:space:]]+,,g) -m str {types}
+    acl one_type req.fhdr_cnt(content-type) eq 1
 
     http-request set-var(txn.invocation) bool(true) if invocation_path
-    http-request set-var(txn.id) req.hdr(x-request-id) if {{ req.hdr(x-request-id) -m reg ^[A-Za-z0-9._:-]{{1,128}}$ }}
-    http-request set-var(txn.id) uuid() unless {{ var(txn.id) -m found }}
+    http-request set-var(txn.id) req.fhdr(x-request-id)
+    http-request set-var(txn.id) uuid() unless {{ var(txn.id) -m reg ^[A-Za-z0-9._:-]{{1,128}}$ }}
     http-request set-var(txn.path) path
-    http-request set-var(txn.inference) req.hdr(x-amzn-sagemaker-inference-id)
-    http-request set-var(txn.target) req.hdr(x-amzn-sagemaker-target-model)
-    http-request set-var(txn.attributes) req.hdr({attributes.lower()})
+    http-request set-var(txn.inference) req.fhdr(x-amzn-sagemaker-inference-id)
+    http-request set-var(txn.target) req.fhdr(x-amzn-sagemaker-target-model)
+    http-request set-var(txn.attributes) req.fhdr({attributes.lower()})
     http-request set-log-level silent if ping
     http-request set-var(txn.counted) bool(true) unless ping
 
@@ -268,8 +273,8 @@ def _refusals(config: FrontConfig) -> list[str]:
         _refuse(
             415,
             "unsupported_media_type",
-            f"send a photo or JSON, with a Content-Type of {', '.join(api.CONTENT_TYPES)}",
-            "if invocations !offered",
+            f"send a photo or JSON, with one Content-Type of {', '.join(api.CONTENT_TYPES)}",
+            "if invocations !offered or invocations !one_type",
         ),
         _refuse(400, "bad_request", f"a header is longer than {_MAX_HEADER_BYTES} bytes", f"if {long_header}"),
         # Control knows first; without this, /ping could promise what the next request would be refused.
@@ -303,14 +308,15 @@ def _invocation(config: FrontConfig) -> list[str]:
 
 
 def _log_line() -> str:
+    text_of = f"bytes(0,{_MAX_LOGGED_BYTES}),json(utf8s)"
     fields: dict[str, Any] = {
         "time": "%[date,utime(%Y-%m-%dT%H:%M:%SZ)]",
         "source": "front",
         "request_id": ID,
-        "inference_id": "%[var(txn.inference),json(utf8s)]",
-        "target_model": "%[var(txn.target),json(utf8s)]",
-        "method": "%[capture.req.method,json(utf8s)]",
-        "path": "%[var(txn.path),json(utf8s)]",
+        "inference_id": f"%[var(txn.inference),{text_of}]",
+        "target_model": f"%[var(txn.target),{text_of}]",
+        "method": f"%[capture.req.method,{text_of}]",
+        "path": f"%[var(txn.path),{text_of}]",
     }
     figures = {
         "status": "%ST",
@@ -334,7 +340,6 @@ frontend figures
 
 backend ping
     timeout server 1500ms
-    http-request set-uri /health
     server control {config.control}
 
 backend control

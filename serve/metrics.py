@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
 # Where prometheus_client keeps the files of this process; it reads the variable when it is imported.
@@ -55,10 +55,11 @@ class Gauges:
         yield from self._samples()
 
 
-def gauge(name: str, words: str, labels: dict[str, str], value: float) -> Metric:
-    """One sample of one gauge."""
-    family = GaugeMetricFamily(name, words, labels=list(labels))
-    family.add_metric(list(labels.values()), value)
+def gauge(name: str, words: str, samples: Iterable[tuple[dict[str, str], float]]) -> Metric:
+    """One gauge and all its samples, each with its labels: a name may stand in the text once."""
+    family = Metric(name, words, "gauge")
+    for labels, value in samples:
+        family.add_sample(name, labels, value)
     return family
 
 

@@ -207,6 +207,15 @@ def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     (folder / SETTINGS).write_text(json.dumps(settings))
 
 
+def answers(place: MmsPlace) -> bool:
+    """Whether MMS answers its own /ping within a second; of its workers that says nothing."""
+    try:
+        request(place.inference, "GET", "/ping", timeout_s=1)
+    except (OSError, HTTPException):
+        return False
+    return True
+
+
 class Management:
     """MMS's management API, which never leaves the container."""
 

@@ -57,7 +57,6 @@ class LoadedModel:
     name: str
     url: str
     manifest: Manifest
-    memory_mib: int
 
     def to_json(self) -> dict[str, str]:
         return {"modelName": self.name, "modelUrl": self.url}
@@ -139,7 +138,7 @@ class Models:
                 self._remove(name)
                 self._planned_mib.pop(name, None)
                 raise
-            self._loaded[name] = LoadedModel(name=name, url=url, manifest=manifest, memory_mib=memory_mib)
+            self._loaded[name] = LoadedModel(name=name, url=url, manifest=manifest)
             self._front.allow(name)
         log("serve", "model loaded", model=name, url=url, memory_planned_mib=memory_mib)
 

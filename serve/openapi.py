@@ -139,6 +139,7 @@ def _errors(*statuses: int) -> dict[str, Any]:
         415: "a Content-Type that is not offered",
         422: "a photo of too many pixels",
         500: "a fault of the server",
+        502: "the worker broke off in its answer",
         503: "the queue is full, or no worker is ready; see Retry-After",
         504: "not answered within the deadline",
         507: "too little memory for this model",
@@ -187,7 +188,7 @@ def _invoke(*, named: bool = False) -> dict[str, Any]:
             },
             "responses": {
                 "200": {"description": "the classes, best first", "content": answers},
-                **_errors(400, 404, 405, 406, 408, 413, 415, 422, 500, 503, 504),
+                **_errors(400, 404, 405, 406, 408, 413, 415, 422, 500, 502, 503, 504),
             },
         },
     }

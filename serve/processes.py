@@ -66,12 +66,6 @@ class Processes:
         """None while it runs; negative for a signal."""
         return self._ended.get(name)
 
-    def signal(self, name: str, number: signal.Signals) -> None:
-        """Signal the program alone, not its children."""
-        for pid, known in self._names.items():
-            if known == name and name not in self._ended:
-                os.kill(pid, number)
-
     def kill_all(self) -> None:
         """End every process group that was started, workers of MMS included, and reap them."""
         for pid in self._names:

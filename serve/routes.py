@@ -1,4 +1,4 @@
-"""What control answers: health for the front, /info, /execution-parameters, and multi-model calls."""
+"""What control answers: /ping, health for the front, /info, /execution-parameters, and multi-model calls."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class Routes:
     """Functions behind the paths; `models` is None outside multi-model mode."""
 
     ready: Callable[[], bool]
+    healthy: Callable[[], bool]
     info: Callable[[], dict[str, Any]]
     execution_parameters: Callable[[], dict[str, Any]]
     metrics: Callable[[], bytes]
@@ -40,8 +41,10 @@ class Routes:
 
     def _route(self, call: Call) -> Reply:
         match call.path.strip("/").split("/"):
+            case ["ping"]:
+                return _yes_or_no(self.ready())
             case ["health"]:
-                return Reply(HTTPStatus.OK if self.ready() else HTTPStatus.SERVICE_UNAVAILABLE, {})
+                return _yes_or_no(self.healthy())
             case ["info"]:
                 return Reply(HTTPStatus.OK, self.info())
             case ["execution-parameters"]:
@@ -53,6 +56,10 @@ class Routes:
             case ["models", *name] if self.models and len(name) < 2:
                 return Reply(HTTPStatus.OK, _models(call, name[0] if name else "", self.models))
         return _error(404, "not_found", "there is nothing at this path", call.request_id)
+
+
+def _yes_or_no(answer: bool) -> Reply:
+    return Reply(HTTPStatus.OK if answer else HTTPStatus.SERVICE_UNAVAILABLE, {})
 
 
 def _models(call: Call, name: str, models: Models) -> dict[str, Any]:

@@ -26,7 +26,8 @@ _TORCH_MIB = 2048
 # More threads than this gain little on one 224 x 224 photo.
 _MAX_THREADS = 4
 # Only a chunked body can turn out larger than the limit when it is on its way to MMS already. Where MMS itself stops
-# one, its answer may be lost; up to this much more is taken in, and refused by the worker.
+# one, it resets the connection after its answer, which HAProxy was always seen to pass on; up to this much more is
+# taken in, and refused by the worker.
 SLACK_MIB = 8
 _QUEUE_PER_SLOT = 32
 # Bodies on their way into the front, beside those that wait there: fifty slow ones, and as many as come and go.

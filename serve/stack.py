@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import socket
 import time
@@ -32,13 +33,16 @@ from serve.models import Models, memory_for_models
 from serve.processes import Processes
 from serve.routes import Routes
 from serve.shape import Shape, choose_multi_model_shape, choose_shape
-from serve.unix import listens, request
+from serve.unix import request
 
 _TICK_S = 0.25
 # A worker's own timer runs out after the front's, so that the front is the one to answer; MMS's is later still.
 _WORKER_GRACE_S = 1.0
 # A killed worker is back within 2 s of its loading time; a model that has no worker for this long is lost.
 _LOST_AFTER_S = 60.0
+# How often Java is asked whether it still answers, and how long it may leave that open: a full collection takes time.
+_ASK_EVERY_S = 1.0
+_SILENT_S = 3.0
 _MOST_CONNECTIONS = 4096
 _QUIET_S = 2.0
 # Of batch transform: MaxConcurrentTransforms x MaxPayloadInMB is at most 100 MB.
@@ -69,13 +73,15 @@ class Stack:
         self._control = Control(folder, work_s=config.work_s + _WORKER_GRACE_S)
         self._front = self._front_config()
         self._models = self._open_models() if config.multi_model else None
+        self._verified = False
         self._draining = False
-        self._mms_listens = False
+        self._mms_answered_at = -math.inf
 
     def start(self, processes: Processes, env: Mapping[str, str]) -> None:
         """Start control, then HAProxy, so that /ping is answered from the first moment, then MMS."""
         routes = Routes(
             ready=self.ready,
+            healthy=self.healthy,
             info=self.info,
             execution_parameters=self.execution_parameters,
             metrics=self.metrics,
@@ -105,13 +111,26 @@ class Stack:
         """Compare the artifact with its manifest while Java starts; raises ArtifactError."""
         if self._artifact:
             verify_files(self._artifact.folder, self._artifact.manifest)
+        self._verified = True
 
     def ready(self) -> bool:
-        """What /ping says: MMS takes requests, and a worker can answer them (with many models, once one is loaded)."""
-        if self._draining or not (self._models or self._control.fleet.ready(MODEL)):
-            return False
-        self._mms_listens = self._mms_listens or listens(self._place.inference)
-        return self._mms_listens
+        """What /ping says: requests are answered, and no stop is under way."""
+        return self.healthy() and not self._draining
+
+    def healthy(self) -> bool:
+        """The artifact is whole, a worker can answer (with many models, once one is loaded), and MMS hands it requests.
+
+        What HAProxy checks: it gives no queued request to a server that is down, so a stop must not change it.
+        """
+        able = self._models is not None or self._control.fleet.ready(MODEL)
+        return self._verified and able and self._mms_answers()
+
+    def _mms_answers(self) -> bool:
+        """Whether MMS has answered lately; a stopped Java still accepts connections."""
+        asked_at = time.monotonic()
+        if asked_at - self._mms_answered_at > _ASK_EVERY_S and mms.answers(self._place):
+            self._mms_answered_at = time.monotonic()
+        return time.monotonic() - self._mms_answered_at < _SILENT_S
 
     def info(self) -> dict[str, Any]:
         """What /info answers."""
@@ -152,17 +171,19 @@ class Stack:
 
     def _gauges(self) -> Iterator[Metric]:
         fleet = self._control.fleet
-        by_model = Counter(worker.model for worker in fleet.all())
-        for model, count in by_model.items():
-            yield gauge("kennel_workers", "Workers that are loaded", {"model": model}, count)
-        yield gauge("kennel_workers_ended", "Workers that have ended since the start", {}, fleet.ended)
-        yield gauge("kennel_ready", "What /ping says: 1 for 200", {}, self.ready())
+        workers = Counter(worker.model for worker in fleet.all())
+        by_model = [({"model": model}, count) for model, count in workers.items()]
+        yield gauge("kennel_workers", "Workers that are loaded", by_model)
+        yield gauge("kennel_workers_ended", "Workers that have ended since the start", [({}, fleet.ended)])
+        yield gauge("kennel_ready", "What /ping says: 1 for 200", [({}, self.ready())])
         served = {model.name: model.manifest for model in self._models.all()} if self._models else {}
         if self._artifact:
             served = {MODEL: self._artifact.manifest}
-        for name, manifest in served.items():
-            labels = {"model": name, "architecture": manifest.architecture, "version": manifest.version}
-            yield gauge("kennel_model_info", "What is served under a name", labels, 1)
+        infos = [
+            ({"model": name, "architecture": manifest.architecture, "version": manifest.version}, 1)
+            for name, manifest in served.items()
+        ]
+        yield gauge("kennel_model_info", "What is served under a name", infos)
 
     def execution_parameters(self) -> dict[str, Any]:
         """How batch transform should call: as many calls at once as there are workers, one photo each."""
@@ -189,7 +210,10 @@ class Stack:
             elif ready_at is None and now - started > self._config.startup_timeout_s:
                 raise ServingError(f"not ready within {self._config.startup_timeout_s:g} s (SAGEMAKER_STARTUP_TIMEOUT)")
             elif ready_at is not None and now - seen > _LOST_AFTER_S:
-                raise ServingError(f"no worker has been able to answer for {_LOST_AFTER_S:g} s; the container ends")
+                silence = "no worker has been able to answer"
+                if not self._mms_answers():
+                    silence = "multi-model-server (Java) has not answered"
+                raise ServingError(f"{silence} for {_LOST_AFTER_S:g} s; the container ends")
 
     def _check(self, processes: Processes) -> None:
         fleet = self._control.fleet

@@ -42,15 +42,3 @@ def request(
         return response.status, response.read()
     finally:
         connection.close()
-
-
-def listens(address: str) -> bool:
-    """Whether something accepts connections there."""
-    connection = connect(address, timeout_s=0.5)
-    try:
-        connection.connect()
-    except OSError:
-        return False
-    finally:
-        connection.close()
-    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import signal
 import socket
@@ -27,7 +28,7 @@ from tests.serving import (
     tiny_network,
     write_artifact,
 )
-from tests.support import free_port, wait_until
+from tests.support import encoded, free_port, picture, wait_until
 
 
 def in_background(call: Callable[[], Answer]) -> tuple[threading.Thread, list[Answer]]:
@@ -54,6 +55,29 @@ def test_a6_53_ping_says_503_until_a_worker_has_answered_a_warm_up(tmp_path: Pat
         wait_until(look, timeout_s=60, what="/ping to say 200")
         assert 503 in seen
         assert server.classify().status == 200
+
+
+def test_a6_53_ping_never_says_200_of_an_artifact_that_is_not_whole(tmp_path: Path) -> None:
+    """The altered file is so large that a worker could answer long before it is read to its end."""
+    write_artifact(tmp_path / "model")
+    size = 2 * 2**30
+    with (tmp_path / "model" / "photos.bin").open("wb") as file:
+        file.truncate(size)
+    path = tmp_path / "model" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"]["photos.bin"] = {"bytes": size, "sha256": "0" * 64}
+    path.write_text(json.dumps(manifest))
+    with starting_server(tmp_path) as server:
+        seen: set[int] = set()
+
+        def over() -> bool:
+            seen.add(server.ping())
+            return server.process.poll() is not None
+
+        wait_until(over, timeout_s=120, what="the end")
+        assert any(line["source"] == "worker" and line["message"] == "ready" for line in server.lines())
+        assert seen <= {0, 503}
+        assert "is not the file that manifest.json describes" in ended(server, within_s=1)[1]
 
 
 def break_manifest(model: Path) -> None:
@@ -251,6 +275,23 @@ def test_a6_53_what_does_not_heal_ends_the_container(tmp_path: Path, victim: str
         assert not server.workers()
 
 
+def test_a6_53_a_java_that_is_stopped_is_not_ready_and_ends_the_container_at_last(tmp_path: Path) -> None:
+    """It still accepts connections, and its workers are at rest and well."""
+    write_artifact(tmp_path / "model")
+    with running_server(tmp_path) as server:
+        java = server.child("java")
+        os.kill(java, signal.SIGSTOP)
+        wait_until(lambda: server.ping() == 503, timeout_s=8, what="/ping to say 503")  # ping() waits 3 s at most.
+        os.kill(java, signal.SIGCONT)
+        wait_until(server.ready, timeout_s=8, what="/ping to say 200 again")
+        assert server.classify().status == 200
+        os.kill(java, signal.SIGSTOP)
+        code, last = ended(server, within_s=80)
+        assert code == 1
+        assert last == "serve: multi-model-server (Java) has not answered for 60 s; the container ends"
+        assert not server.workers()
+
+
 def test_a6_61_a_full_queue_is_503_with_retry_after_and_ping_is_200(tmp_path: Path) -> None:
     write_artifact(tmp_path / "model", tiny_network(hangs_on_white=True))
     with running_server(
@@ -321,6 +362,16 @@ def test_a8_73_a_batch_job_is_served_as_the_platform_starts_it(tmp_path: Path) -
         limits = server.call("GET", "/info").json["limits"]
         assert (limits["max_payload_bytes"], limits["deadline_s"]) == (6 * 1024**2, 590)
         assert server.classify(headers={"Accept": "application/jsonlines"}).status == 200
+
+
+def test_a8_75_a_photo_of_40_mb_is_served_where_the_limit_is_raised(tmp_path: Path) -> None:
+    write_artifact(tmp_path / "model")
+    photo = encoded(picture(3700, 3700), "BMP")
+    assert len(photo) > 40_000_000
+    settings = {"SAGEMAKER_MAX_PAYLOAD_IN_MB": "64", "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS": "900"}
+    with running_server(tmp_path, **settings) as server:
+        assert server.classify(photo, "image/bmp").status == 200
+        assert server.classify(iter([photo[:30_000_000], photo[30_000_000:]]), "image/bmp").status == 200
 
 
 def test_a6_51_connections_are_accepted_within_250_ms(tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from serve.api import ATTRIBUTES_HEADER
 from tests.serving import PHOTO, WHITE, Server, running_server, tiny_network, write_artifact
-from tests.support import wait_until
+from tests.support import encoded, wait_until
 
 HEAD = f"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {len(PHOTO)}\r\n\r\n"
 REQUEST = HEAD.encode() + PHOTO
@@ -251,6 +252,31 @@ def test_a6_56_sigterm_under_load_loses_no_accepted_request(tmp_path: Path) -> N
         for thread in threads:
             thread.join()
     assert set(outcomes) <= {"200", "refused"}, outcomes
+
+
+def test_a6_56_sigterm_with_a_long_queue_and_an_upload_under_way_loses_none(tmp_path: Path) -> None:
+    """The queue takes seconds to empty: longer than the front would need to find a server that is down."""
+    write_artifact(tmp_path / "model")
+    photo = encoded(Image.new("RGB", (5000, 5000)))  # A third of a second of decoding.
+    slow = HEAD.replace(str(len(PHOTO)), str(len(photo))).encode() + photo
+    settings = {"SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS": "110", "SAGEMAKER_MODEL_SERVER_WORKERS": "1"}
+    with running_server(tmp_path, **settings) as server, ExitStack() as stack:
+        uploading, *queued = [stack.enter_context(connect(server)) for _ in range(9)]
+        uploading.sendall(REQUEST[:-10])
+        for client in queued:
+            client.sendall(slow)
+        wait_until(lambda: _waiting(server) >= 7, timeout_s=10, what="a queue")
+        server.process.send_signal(signal.SIGTERM)
+        assert {read_answer(client)[0] for client in queued[:4]} == {200}
+        uploading.sendall(REQUEST[-10:])
+        assert {read_answer(client)[0] for client in (*queued[4:], uploading)} == {200}
+        assert server.process.wait(25) == 0
+
+
+def _waiting(server: Server) -> float:
+    """How many requests are in the front's queue."""
+    metrics = server.call("GET", "/metrics").body.decode()
+    return float(metrics.split('haproxy_backend_current_queue{proxy="workers"} ')[1].split()[0])
 
 
 def _one_after_another(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.serving import PHOTO, WHITE, Answer, Server, pss_mib, running_server, tiny_network, write_artifact
 from tests.support import wait_until
@@ -179,6 +180,17 @@ def test_a7_70_the_caller_s_name_of_a_model_is_in_logs_and_metrics(server: Serve
     # Figures of a model end with it: an endpoint loads and unloads for months.
     server.call("DELETE", "/models/one")
     assert 'model="one"' not in server.call("GET", "/metrics").body.decode()
+
+
+def test_metrics_of_several_models_are_one_family_each(server: Server, base: Path) -> None:
+    for name in ("one", "two"):
+        load(server, base, name)
+    text = server.call("GET", "/metrics").body.decode()
+    headings = [line for line in text.splitlines() if line.startswith("# TYPE ")]
+    assert len(headings) == len(set(headings))
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    for name in ("kennel_workers", "kennel_model_info"):
+        assert {sample.labels["model"]: sample.value for sample in families[name].samples} == {"one": 1, "two": 1}
 
 
 @pytest.mark.parametrize(
