@@ -20,7 +20,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from container.errors import KennelError, OutOfMemoryError, PayloadTooLargeError, RequestError
+from container.errors import AnswerTooLargeError, KennelError, OutOfMemoryError, PayloadTooLargeError, RequestError
 from container.memory import keep_large_blocks_apart
 from serve import codec, metrics
 from serve.api import ARRIVED_HEADER, ATTRIBUTES_HEADER, JSON, PNG, TARGET_HEADER
@@ -165,7 +165,17 @@ def answer(request: Request, worker: Worker) -> Response:
     if not photos.many and isinstance(results[0], KennelError):
         raise results[0]
     body = codec.encode(results, predictor.manifest, many=photos.many, content_type=content_type)
+    _check_size(body, worker.max_payload_bytes)
     return Response(status=200, body=body, results=results, options=options)
+
+
+def _check_size(body: codec.Body, most: int) -> None:
+    """Raises AnswerTooLargeError for what MMS would drop this worker for (max_response_size in serve.mms)."""
+    if len(body.content) > most:
+        raise AnswerTooLargeError(
+            f"the answer has {len(body.content)} bytes, and the limit is {most} (SAGEMAKER_MAX_PAYLOAD_IN_MB); send "
+            "fewer photos in a request, or ask for less of each (top_k, embed)"
+        )
 
 
 def _predict(photo: bytes | KennelError, predictor: Predictor, options: Options) -> codec.Result:

@@ -135,7 +135,7 @@ def _errors(*statuses: int) -> dict[str, Any]:
         408: "the body did not arrive in time",
         409: "a model of this name is loaded",
         411: "a body without a Content-Length",
-        413: "the body is over the limit",
+        413: "the body, or what would be answered, is over the limit",
         415: "a Content-Type that is not offered",
         422: "a photo of too many pixels",
         500: "a fault of the server",
