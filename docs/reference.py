@@ -239,7 +239,8 @@ def _http() -> Iterator[str]:
     yield 'JSON is `{"instances": [{"b64": …}, …]}`, JSON lines one such instance a line.'
     yield f"**Accept**: {_names(api.ANSWER_TYPES)}."
     yield ""
-    yield f"A request may carry `{api.ATTRIBUTES_HEADER}: top_k=3,embed=true`:"
+    yield f"A request may carry `{api.ATTRIBUTES_HEADER}: top_k=3,embed=true`. Other attributes are echoed and"
+    yield "left alone, but a name that is one of these but for one character is refused as misspelt."
     yield ""
     _same("request options", {field.name for field in dataclasses.fields(Options)}, _OPTIONS)
     yield from _table(("option", "values", ""), [(f"`{name}`", *words) for name, words in _OPTIONS.items()])

@@ -160,7 +160,8 @@ def _invoke(*, named: bool = False) -> dict[str, Any]:
         {
             "name": api.ATTRIBUTES_HEADER,
             "in": "header",
-            "description": "top_k=3, explain=cam, embed=true, log_label=true; others are echoed and left alone",
+            "description": "top_k=3, explain=cam, embed=true, log_label=true; others are echoed and left alone, but a "
+            "name that is one of these but for one character is refused as misspelt",
             "schema": {"type": "string", "maxLength": 1024, "pattern": "^[ -~]*$"},
         }
     ]
