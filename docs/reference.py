@@ -50,7 +50,7 @@ _SERVING: Final[Mapping[str, tuple[str, str]]] = {
     ),
     "SAGEMAKER_STARTUP_TIMEOUT": ("startup_timeout_s", "seconds that the first worker may take to be ready"),
     "SAGEMAKER_MULTI_MODEL": ("multi_model", "serve many models, loaded by request"),
-    "SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT": ("default_accept", "what is answered where a request has no Accept"),
+    "SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT": ("default_accept", "what no Accept, or `*/*`, is answered with"),
     "SAGEMAKER_MODEL_SERVER_WORKERS": ("workers", "processes a model; default: one a core, as memory allows"),
     "KENNEL_SERVE_THREADS": ("threads", "threads a worker; default: one a core, 4 at most"),
 }

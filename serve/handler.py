@@ -156,7 +156,8 @@ def answer(request: Request, worker: Worker) -> Response:
         raise PayloadTooLargeError(f"the body is over the limit of {worker.max_payload_bytes} bytes")
     predictor = worker.predictor
     options = read_options(request.headers.get(ATTRIBUTES_HEADER.lower(), ""))
-    content_type = codec.choose_type(request.headers.get("accept") or worker.default_accept, explain=options.explain)
+    accept = request.headers.get("accept", "")
+    content_type = codec.choose_type(accept, default=worker.default_accept, explain=options.explain)
     options = replace(options, explain=options.explain or content_type == PNG)
     photos = codec.read_photos(request.body, request.headers.get("content-type", "application/octet-stream"))
     codec.check_together(photos, options, content_type)

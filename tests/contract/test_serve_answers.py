@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from serve.api import MAX_INSTANCES
 from tests.resnets import write_resnet
-from tests.serving import Answer, Server, running_server
+from tests.serving import Answer, Server, running_server, write_artifact
 from tests.support import encoded, picture
 
 ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
@@ -37,3 +38,11 @@ def test_a6_55_an_answer_over_the_limit_is_413_and_ends_no_worker(server: Server
     assert "SAGEMAKER_MAX_PAYLOAD_IN_MB" in answer.json["error"]["message"]
     assert len(ask("top_k=5").json["results"]) == MAX_INSTANCES
     assert server.workers() == workers
+
+
+def test_a6_62_a_caller_who_accepts_anything_gets_the_default_type(tmp_path: Path) -> None:
+    """curl and requests send */* of themselves."""
+    write_artifact(tmp_path / "model")
+    with running_server(tmp_path, SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT="text/csv") as server:
+        assert server.classify(headers={"Accept": "*/*"}).headers["content-type"] == "text/csv"
+        assert server.classify(headers={"Accept": "application/json, */*"}).json["label"]

@@ -127,6 +127,13 @@ def test_the_answer_s_type_is_what_the_caller_likes_best(accept: str, explain: b
     assert codec.choose_type(accept, explain=explain) == chosen
 
 
+@pytest.mark.parametrize(
+    ("accept", "chosen"), [("", CSV), ("*/*", CSV), (" , ", CSV), ("application/*", JSON), ("text/html, */*", JSON)]
+)
+def test_a6_62_the_default_type_is_for_callers_who_name_none(accept: str, chosen: str) -> None:
+    assert codec.choose_type(accept, default=CSV) == chosen
+
+
 @pytest.mark.parametrize("accept", ["image/*", "text/html", "application/json;q=0", "image/jpeg", "rubbish"])
 def test_a6_61_an_accept_that_cannot_be_met_is_406(accept: str) -> None:
     with pytest.raises(NotAcceptableError):
