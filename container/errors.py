@@ -86,6 +86,13 @@ class PayloadTooLargeError(RequestError):
     code = "payload_too_large"
 
 
+class AnswerTooLargeError(RequestError):
+    """More is asked for than one answer may hold."""
+
+    status = 413
+    code = "answer_too_large"
+
+
 class UnsupportedMediaTypeError(RequestError):
     """A Content-Type that is not offered."""
 

@@ -101,8 +101,13 @@ def preprocess(data: bytes, spec: Preprocessing) -> Float32Array:
 
     Raises PhotoError for bytes that are no readable photo, PhotoTooLargeError for too many pixels.
     """
+    return read_photo(data, spec)[0]
+
+
+def read_photo(data: bytes, spec: Preprocessing) -> tuple[Float32Array, tuple[int, int]]:
+    """What `preprocess` gives, and the photo's own (width, height); nothing of its many pixels is kept."""
     photo = open_photo(data, min_side=spec.resize_size)
-    return normalise(centre_square(photo, spec), spec)
+    return normalise(centre_square(photo, spec), spec), photo.info["size"]
 
 
 def open_photo(data: bytes, *, min_side: int) -> Image.Image:

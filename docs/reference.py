@@ -50,7 +50,7 @@ _SERVING: Final[Mapping[str, tuple[str, str]]] = {
     ),
     "SAGEMAKER_STARTUP_TIMEOUT": ("startup_timeout_s", "seconds that the first worker may take to be ready"),
     "SAGEMAKER_MULTI_MODEL": ("multi_model", "serve many models, loaded by request"),
-    "SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT": ("default_accept", "what is answered where a request has no Accept"),
+    "SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT": ("default_accept", "what no Accept, or `*/*`, is answered with"),
     "SAGEMAKER_MODEL_SERVER_WORKERS": (
         "workers",
         "processes a model; default: one a core or GPU, as memory allows; 1 in multi-model mode",
@@ -242,7 +242,8 @@ def _http() -> Iterator[str]:
     yield 'JSON is `{"instances": [{"b64": …}, …]}`, JSON lines one such instance a line.'
     yield f"**Accept**: {_names(api.ANSWER_TYPES)}."
     yield ""
-    yield f"A request may carry `{api.ATTRIBUTES_HEADER}: top_k=3,embed=true`:"
+    yield f"A request may carry `{api.ATTRIBUTES_HEADER}: top_k=3,embed=true`. Other attributes are echoed and"
+    yield "left alone, but a name that is one of these but for one character is refused as misspelt."
     yield ""
     _same("request options", {field.name for field in dataclasses.fields(Options)}, _OPTIONS)
     yield from _table(("option", "values", ""), [(f"`{name}`", *words) for name, words in _OPTIONS.items()])

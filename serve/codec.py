@@ -37,12 +37,15 @@ class Body:
     content: bytes
 
 
-def choose_type(accept: str, *, explain: bool = False) -> str:
-    """The one of ANSWER_TYPES that `accept` (empty: anything) likes best; raises NotAcceptableError where it has none.
+def choose_type(accept: str, *, default: str = "", explain: bool = False) -> str:
+    """The one of ANSWER_TYPES that `accept` likes best; raises NotAcceptableError where it has none.
 
-    A PNG is for who names it, or asks to have an answer explained.
+    No `accept`, or the */* that curl and requests send of themselves, is for `default` (empty: anything). A PNG is for
+    who names it, or asks to have an answer explained.
     """
-    ranges = [_media_range(part) for part in accept.split(",") if part.strip()] or [("*/*", 1.0)]
+    if accept.strip(" ,") in ("", "*/*"):
+        accept = default or "*/*"
+    ranges = [_media_range(part) for part in accept.split(",") if part.strip()]
     order = sorted(ANSWER_TYPES, key=lambda name: name != PNG) if explain else ANSWER_TYPES
     best, best_quality = "", 0.0
     for offered in order:

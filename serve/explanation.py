@@ -1,8 +1,4 @@
-"""Where in the photo a ResNet saw its class: the class-activation map (Zhou et al. 2016, arXiv:1512.04150).
-
-A ResNet ends in a mean over its last maps and one linear layer, so the maps, weighted with the class's row of that
-layer, are exactly the logit before its mean: the map's mean plus the class's bias is the logit. No gradient is needed.
-"""
+"""A heat map in answer to a request: the class's row of the head from the artifact, and a PNG."""
 
 from __future__ import annotations
 
@@ -11,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-from PIL import Image
 from safetensors import safe_open
 
 from container.errors import NotAcceptableError
+from container.heatmap import activation_map, overlay
 from container.preprocessing import Float32Array, Preprocessing, centre_square, open_photo
 
 _HEAD: Final = "fc.weight"
@@ -34,8 +29,7 @@ def class_activation_map(maps: Float32Array, weights: Path, index: int) -> Float
             "explain=cam needs a network that ends in one linear layer, whose weights lie in the artifact; this one "
             "has another head"
         )
-    found: Float32Array = np.tensordot(row, maps, 1)
-    return found
+    return activation_map(maps, row)
 
 
 def _head_row(weights: Path, index: int) -> Float32Array | None:
@@ -49,7 +43,7 @@ def _head_row(weights: Path, index: int) -> Float32Array | None:
 
 
 def draw(data: bytes, heat: Float32Array, spec: Preprocessing) -> bytes:
-    """A PNG of what the network saw of the photo `data`, under `heat` in blue (least) to red (most).
+    """A PNG of what the network saw of the photo `data`, under `heat`.
 
     Raises NotAcceptableError where the map has one place: there is no more and no less to show.
     """
@@ -61,17 +55,6 @@ def draw(data: bytes, heat: Float32Array, spec: Preprocessing) -> bytes:
     scale = max(1, round(_SHOWN / spec.crop_size))
     larger = replace(spec, resize_size=spec.resize_size * scale, crop_size=spec.crop_size * scale)
     square = centre_square(open_photo(data, min_side=larger.resize_size), larger)
-    spread = float(heat.max() - heat.min()) or 1.0
-    grey = Image.fromarray((heat - heat.min()) / spread, "F").resize(square.size, Image.Resampling.BICUBIC)
-    share = np.asarray(grey, np.float32).clip(0, 1)[..., None]
-    mixed = np.asarray(square, np.float32) * (1 - 0.6 * share) + 255 * _colours(share[..., 0]) * 0.6 * share
     buffer = io.BytesIO()
-    Image.fromarray(mixed.clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
+    overlay(square, heat).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _colours(share: Float32Array) -> Float32Array:
-    """(h, w) in 0 ... 1 -> (h, w, 3) in 0 ... 1, from blue over green and yellow to red."""
-    centres = np.array([1.0, 0.5, 0.0], np.float32)
-    colours: Float32Array = (1.5 - np.abs(4 * (share[..., None] - centres) * 0.75)).clip(0, 1)
-    return colours

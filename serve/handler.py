@@ -20,7 +20,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from container.errors import KennelError, OutOfMemoryError, PayloadTooLargeError, RequestError
+from container.errors import AnswerTooLargeError, KennelError, OutOfMemoryError, PayloadTooLargeError, RequestError
 from container.memory import keep_large_blocks_apart
 from serve import codec, metrics
 from serve.api import ARRIVED_HEADER, ATTRIBUTES_HEADER, JSON, PNG, TARGET_HEADER
@@ -156,7 +156,8 @@ def answer(request: Request, worker: Worker) -> Response:
         raise PayloadTooLargeError(f"the body is over the limit of {worker.max_payload_bytes} bytes")
     predictor = worker.predictor
     options = read_options(request.headers.get(ATTRIBUTES_HEADER.lower(), ""))
-    content_type = codec.choose_type(request.headers.get("accept") or worker.default_accept, explain=options.explain)
+    accept = request.headers.get("accept", "")
+    content_type = codec.choose_type(accept, default=worker.default_accept, explain=options.explain)
     options = replace(options, explain=options.explain or content_type == PNG)
     photos = codec.read_photos(request.body, request.headers.get("content-type", "application/octet-stream"))
     codec.check_together(photos, options, content_type)
@@ -165,7 +166,17 @@ def answer(request: Request, worker: Worker) -> Response:
     if not photos.many and isinstance(results[0], KennelError):
         raise results[0]
     body = codec.encode(results, predictor.manifest, many=photos.many, content_type=content_type)
+    _check_size(body, worker.max_payload_bytes)
     return Response(status=200, body=body, results=results, options=options)
+
+
+def _check_size(body: codec.Body, most: int) -> None:
+    """Raises AnswerTooLargeError for what MMS would drop this worker for (max_response_size in serve.mms)."""
+    if len(body.content) > most:
+        raise AnswerTooLargeError(
+            f"the answer has {len(body.content)} bytes, and the limit is {most} (SAGEMAKER_MAX_PAYLOAD_IN_MB); send "
+            "fewer photos in a request, or ask for less of each (top_k, embed)"
+        )
 
 
 def _predict(photo: bytes | KennelError, predictor: Predictor, options: Options) -> codec.Result:

@@ -135,7 +135,7 @@ def _errors(*statuses: int) -> dict[str, Any]:
         408: "the body did not arrive in time",
         409: "a model of this name is loaded",
         411: "a body without a Content-Length",
-        413: "the body is over the limit",
+        413: "the body, or what would be answered, is over the limit",
         415: "a Content-Type that is not offered",
         422: "a photo of too many pixels",
         500: "a fault of the server",
@@ -161,7 +161,8 @@ def _invoke(*, named: bool = False) -> dict[str, Any]:
         {
             "name": api.ATTRIBUTES_HEADER,
             "in": "header",
-            "description": "top_k=3, explain=cam, embed=true, log_label=true; others are echoed and left alone",
+            "description": "top_k=3, explain=cam, embed=true, log_label=true; others are echoed and left alone, but a "
+            "name that is one of these but for one character is refused as misspelt",
             "schema": {"type": "string", "maxLength": 1024, "pattern": "^[ -~]*$"},
         }
     ]

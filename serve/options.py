@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,15 +26,21 @@ class Options:
 def read_options(attributes: str) -> Options:
     """Parse `top_k=3,embed=true` out of the custom attributes; other attributes are the caller's own.
 
-    Raises RequestError for a value out of range, or a name that can only be one of ours misspelt.
+    Raises RequestError for a value out of range, or a name that is one of ours but for one slip (see _slips).
     """
     found = (_OPTION.fullmatch(part) for part in re.split("[,;]", attributes))
     values = {match[1]: match[2] for match in found if match}
     for name in values:
-        near = difflib.get_close_matches(name.lower(), _PARSERS, n=1, cutoff=0.75)
-        if name not in _PARSERS and near:
-            raise RequestError(f"{ATTRIBUTES_HEADER} holds {name!r}, which is unknown; did you mean {near[0]!r}?")
+        near = next((known for known in _PARSERS if re.fullmatch(_slips(known), name.lower())), None)
+        if near and name != near:
+            raise RequestError(f"{ATTRIBUTES_HEADER} holds {name!r}, which is unknown; did you mean {near!r}?")
     return Options(**{name: parse(name, values[name]) for name, parse in _PARSERS.items() if name in values})
+
+
+def _slips(known: str) -> str:
+    """A pattern of `known` with at most one character missing, wrong, too many or swapped, after the first."""
+    cuts = ((known[:at], known[at:]) for at in range(1, len(known) + 1))
+    return "|".join(f"{head}.?{tail[1:]}|{head}.{tail}|{head}{tail[1:2]}{tail[:1]}{tail[2:]}" for head, tail in cuts)
 
 
 def _top_k(name: str, text: str) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from container.artifact import WEIGHTS, Manifest, find_artifact, load_manifest
 from container.errors import ArtifactError, NotAcceptableError
 from container.memory import return_freed_memory
-from container.preprocessing import Float32Array, centre_square, normalise, open_photo
+from container.preprocessing import Float32Array, preprocess, read_photo
 from serve.engine import FEATURES, LOGITS, MAPS, Engine, OnnxEngine
 from serve.explanation import class_activation_map, draw
 from serve.options import Options
@@ -56,8 +56,7 @@ class Predictor:
 
     def logits(self, photo: bytes) -> Float32Array:
         """A photo's bytes -> (classes,) float32; raises PhotoError."""
-        array, _ = self._read(photo)
-        (logits,) = self.engine.run(array[None], [LOGITS])
+        (logits,) = self.engine.run(preprocess(photo, self.manifest.preprocessing)[None], [LOGITS])
         found: Float32Array = logits[0]
         return found
 
@@ -65,7 +64,7 @@ class Predictor:
         """Raises PhotoError, and NotAcceptableError for an option that this network cannot answer."""
         self.check(options)
         started = time.perf_counter()
-        array, (width, height) = self._read(data)
+        array, (width, height) = read_photo(data, self.manifest.preprocessing)
         decoded = time.perf_counter()
         wanted = [LOGITS, *([FEATURES] if options.embed else []), *([MAPS] if options.explain else [])]
         found = dict(zip(wanted, self.engine.run(array[None], wanted), strict=True))
@@ -82,12 +81,6 @@ class Predictor:
             width=width,
             height=height,
         )
-
-    def _read(self, data: bytes) -> tuple[Float32Array, tuple[int, int]]:
-        """The network's input and the photo's own size; nothing of its many pixels is kept."""
-        spec = self.manifest.preprocessing
-        photo = open_photo(data, min_side=spec.resize_size)
-        return normalise(centre_square(photo, spec), spec), photo.info["size"]
 
     def check(self, options: Options) -> None:
         """Raises NotAcceptableError for an option that this artifact cannot answer."""

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from container.heatmap import activation_map
 from container.preprocessing import Float32Array, Preprocessing, preprocess
 from train.channels import Photo
 from train.engine import session
@@ -27,7 +28,7 @@ def map_correlation(
         array = preprocess(photo.path.read_bytes(), spec)[None]
         (logits, exact), (_, rounded) = (engine.run(["logits", "maps"], {"photos": array}) for engine in engines)
         row = head[logits[0].argmax()]
-        wanted, served = (np.tensordot(row, tensor[0], 1).ravel() for tensor in (exact, rounded))
+        wanted, served = (activation_map(tensor[0], row).ravel() for tensor in (exact, rounded))
         if np.ptp(wanted) > 0 and np.ptp(served) > 0:
             found.append(np.corrcoef(wanted, served)[0, 1])
     return float(np.mean(found)) if found else None

@@ -14,11 +14,11 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from container.errors import PhotoError
+from container.heatmap import activation_map, overlay
 from container.preprocessing import Float32Array, Preprocessing, centre_square, normalise, open_photo
 from train.charts import confusion_chart, line_chart, reliability_chart, time_chart
 from train.engine import session
 from train.figures import Answer, Figures
-from train.heatmap import activation_map, overlay
 
 _PHOTO_PIXELS: Final = 176
 _STYLE: Final = Path(__file__).with_name("report.css")

@@ -6,17 +6,15 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torchvision
 from PIL import Image
-from safetensors.torch import save_file
 from torch import nn
 
-from container.artifact import NETWORK, WEIGHTS, Manifest, load_manifest, save_artifact
+from container.artifact import NETWORK, WEIGHTS, load_manifest
 from container.errors import ArtifactError, NotAcceptableError, ServingError
 from container.preprocessing import Preprocessing, preprocess
 from serve import codec
@@ -26,49 +24,19 @@ from serve.explanation import class_activation_map, draw
 from serve.options import Options
 from serve.predictor import Predictor, softmax
 from serve.torch_engine import TorchEngine
+from tests.resnets import SPEC, write_resnet
 from tests.serving import write_artifact
 from tests.support import encoded, picture
 from train.channels import Photo
-from train.graph import resnet_graph
 from train.quantization import quantize
 
-SPEC = Preprocessing.for_image_size(64)
 PHOTO = encoded(picture(200, 150), "JPEG", quality=95)
-
-
-def save(folder: Path, head: nn.Module | None = None, **fields: Any) -> torchvision.models.ResNet:
-    torch.manual_seed(0)
-    model: torchvision.models.ResNet = getattr(torchvision.models, fields.get("architecture", "resnet18"))(
-        num_classes=5
-    )
-    model.fc = head or model.fc
-    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
-        norm.running_mean = 0.1 * torch.randn(norm.num_features)
-        norm.running_var = 0.5 + torch.rand(norm.num_features)
-    model.eval()
-    draft = Manifest(
-        **{
-            "architecture": "resnet18",
-            "class_names": tuple("abcde"),
-            "preprocessing": SPEC,
-            "top_k": 3,
-            **fields,
-        }
-    )
-    network = resnet_graph(model, image_size=64).SerializeToString()
-    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-    save_artifact(
-        folder,
-        draft,
-        {NETWORK: lambda path: path.write_bytes(network), WEIGHTS: lambda path: save_file(weights, path)},
-    )
-    return model
 
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torchvision.models.ResNet]:
     folder: Path = tmp_path_factory.mktemp("artifact")
-    return folder, save(folder, nn.Linear(512, 5))
+    return folder, write_resnet(folder, nn.Linear(512, 5))
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +119,7 @@ def test_an_embedding_is_what_the_network_pools(
 
 
 def test_a_head_of_two_layers_has_no_map_and_says_so(tmp_path: Path) -> None:
-    save(tmp_path, nn.Sequential(nn.Linear(512, 8), nn.ReLU(), nn.Linear(8, 5)))
+    write_resnet(tmp_path, nn.Sequential(nn.Linear(512, 8), nn.ReLU(), nn.Linear(8, 5)))
     predictor = Predictor.load(tmp_path, threads=1)
     with pytest.raises(NotAcceptableError, match="one linear layer"):
         predictor.predict(PHOTO, Options(explain=True))
@@ -171,7 +139,7 @@ def test_a_network_without_these_outputs_says_so(tmp_path: Path) -> None:
 def test_torch_answers_as_onnx_runtime_does(tmp_path: Path, layers: int) -> None:
     """On a CPU, in float32; the half precision of a GPU is not tested."""
     head = nn.Linear(512, 5) if layers == 1 else nn.Sequential(nn.Linear(512, 8), nn.ReLU(), nn.Linear(8, 5))
-    save(tmp_path, head)
+    write_resnet(tmp_path, head)
     onnx = Predictor.load(tmp_path, threads=1).engine
     rebuilt = TorchEngine(tmp_path, load_manifest(tmp_path), device="cpu")
     photos, names = preprocess(PHOTO, SPEC)[None], ["logits", "features", "maps"]
@@ -184,7 +152,7 @@ def test_torch_answers_as_onnx_runtime_does(tmp_path: Path, layers: int) -> None
 @pytest.mark.parametrize("architecture", ["resnet18", "resnet50"])
 def test_torch_in_half_precision_answers_nearly_the_same(tmp_path: Path, architecture: str) -> None:
     """What a GPU runs (bfloat16), here on a CPU, which does it in the same rounding and slowly."""
-    save(tmp_path, architecture=architecture)
+    write_resnet(tmp_path, architecture=architecture)
     exact, half = (
         TorchEngine(tmp_path, load_manifest(tmp_path), device="cpu", precision=precision).run(
             preprocess(PHOTO, SPEC)[None], ["logits", "features", "maps"]
@@ -200,13 +168,13 @@ def test_torch_in_half_precision_answers_nearly_the_same(tmp_path: Path, archite
 def test_a6_66_a_gpu_that_torch_cannot_use_is_said_in_a_sentence(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU that works")
-    save(tmp_path)
+    write_resnet(tmp_path)
     with pytest.raises(ServingError, match=r"a GPU that torch .* cannot use .* serve on CPUs"):
         Predictor.load(tmp_path, threads=1, device="cuda:0")
 
 
 def test_weights_of_another_network_are_named(tmp_path: Path) -> None:
-    save(tmp_path, nn.Linear(512, 5))
+    write_resnet(tmp_path, nn.Linear(512, 5))
     other = replace(load_manifest(tmp_path), architecture="resnet34")
     with pytest.raises(ArtifactError, match="not the weights of a resnet34"):
         TorchEngine(tmp_path, other, device="cpu")

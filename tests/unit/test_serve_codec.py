@@ -62,7 +62,26 @@ def test_a6_59_top_k_is_found_among_other_attributes(attributes: str, top_k: int
     assert read_options(attributes).top_k == top_k
 
 
-@pytest.mark.parametrize("attributes", ["top_k=0", "top_k=-1", "top_k=x", "top_k=", "top_k=1.5", "topk=3", "top-k=3"])
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        *((name, "top_k") for name in ("topk", "top-k", "top_kk", "TopK", "TOP_K", "tpo_k", "top_n")),
+        *((name, "explain") for name in ("explian", "explan", "exlpain", "explains", "Explain")),
+        *((name, "embed") for name in ("embd", "embedd", "emebd")),
+        *((name, "log_label") for name in ("log-label", "loglabel", "log_lable", "log_labels")),
+    ],
+)
+def test_a_misspelt_option_is_named(misspelt: str, meant: str) -> None:
+    with pytest.raises(RequestError, match=f"'{misspelt}', which is unknown; did you mean '{meant}'"):
+        read_options(f"{misspelt}=true")
+
+
+@pytest.mark.parametrize("name", ["log_level", "tok", "stop_k", "explained", "label", "embedding", "top", "k", "plain"])
+def test_a_caller_s_own_attribute_is_left_alone(name: str) -> None:
+    assert read_options(f"{name}=x, top_k=2") == Options(top_k=2)
+
+
+@pytest.mark.parametrize("attributes", ["top_k=0", "top_k=-1", "top_k=x", "top_k=", "top_k=1.5"])
 def test_options_that_cannot_be_meant_are_refused(attributes: str) -> None:
     with pytest.raises(RequestError, match="top_k"):
         read_options(attributes)
@@ -106,6 +125,13 @@ def test_options_with_other_values_are_refused(attributes: str) -> None:
 )
 def test_the_answer_s_type_is_what_the_caller_likes_best(accept: str, explain: bool, chosen: str) -> None:
     assert codec.choose_type(accept, explain=explain) == chosen
+
+
+@pytest.mark.parametrize(
+    ("accept", "chosen"), [("", CSV), ("*/*", CSV), (" , ", CSV), ("application/*", JSON), ("text/html, */*", JSON)]
+)
+def test_a6_62_the_default_type_is_for_callers_who_name_none(accept: str, chosen: str) -> None:
+    assert codec.choose_type(accept, default=CSV) == chosen
 
 
 @pytest.mark.parametrize("accept", ["image/*", "text/html", "application/json;q=0", "image/jpeg", "rubbish"])

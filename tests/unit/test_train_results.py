@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from container.preprocessing import Preprocessing, preprocess
@@ -21,7 +20,6 @@ from train.config import TrainConfig
 from train.engine import session
 from train.figures import Figures, collect
 from train.graph import resnet_graph
-from train.heatmap import activation_map, overlay
 from train.map_fidelity import map_correlation
 from train.model import build_resnet
 from train.outcome import Epoch, Outcome
@@ -145,18 +143,6 @@ def test_int8_that_answers_otherwise_does_not_ship_even_where_it_is_as_often_rig
     verdict = judge(Predictions(logits, exact.labels), exact, max_drop_points=0.5, always=False)
     assert not verdict.ships
     assert "agrees" in verdict.reason
-
-
-def test_an_activation_map_shows_where_the_class_was_seen() -> None:
-    maps = np.zeros((2, 4, 4), np.float32)
-    maps[0, 1, 2] = 3
-    maps[1, 3, 3] = 5
-    activation = activation_map(maps, np.array([1, -1], np.float32))
-    assert int(activation.argmax()) == 1 * 4 + 2
-    assert (activation.min(), activation.max()) == (0, 1)
-    grey = Image.new("RGB", (64, 64), (90, 90, 90))
-    difference = np.abs(np.asarray(overlay(grey, activation), np.int16) - 90).sum(2)
-    assert difference[16:32, 32:48].mean() > 10 * max(1, difference[48:, :16].mean())
 
 
 def results(folder: Path) -> Results:
