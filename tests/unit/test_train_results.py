@@ -14,7 +14,7 @@ from torch import nn
 
 from container.preprocessing import Preprocessing, preprocess
 from tests.support import encoded, picture
-from train.calibration import bins, calibrate, expected_error, fit_temperature, threshold
+from train.calibration import bins, calibrate, expected_error, fit_temperature, probabilities, threshold
 from train.channels import Photo
 from train.charts import confusion_chart, line_chart
 from train.config import TrainConfig
@@ -49,6 +49,19 @@ def test_the_temperature_undoes_over_and_under_confidence(sharpness: float) -> N
     fitted = calibrate(found, coverage=0.9)
     assert fitted.ece_after < 0.03
     assert fitted.ece_after <= fitted.ece_before + 1e-3
+
+
+@pytest.mark.parametrize("count", [4, 16, 1000])
+@pytest.mark.parametrize("classes", [2, 133])
+def test_photos_that_are_all_right_make_no_answer_surer_than_their_number_allows(count: int, classes: int) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(classes, size=count)
+    logits = rng.normal(size=(count, classes)).clip(-1, 1).astype(np.float32)
+    logits[np.arange(count), labels] = rng.normal(6, 0.5, count)
+    found = Predictions(logits, labels)
+    assert found.accuracy == 1
+    sureness = probabilities(found, fit_temperature(found)).max(1).mean()
+    assert sureness == pytest.approx((count + 1) / (count + 2), abs=0.3 / count)
 
 
 def test_the_calibration_error_by_hand() -> None:
