@@ -10,13 +10,13 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from container.preprocessing import Float32Array
+from container.probabilities import softmax
 from train.predictions import Predictions
 
 BINS: Final = 15
 # A temperature beyond these says that the logits, not their scale, are at fault.
 _RANGE: Final = (0.05, 20.0)
-
-Float64Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,13 @@ def fit_temperature(found: Predictions) -> float:
     return float(log_t.detach().exp().clamp(*_RANGE))
 
 
-def probabilities(found: Predictions, temperature: float) -> Float64Array:
-    """Softmax of logits / temperature: (photos, classes)."""
-    scaled: Float64Array = torch.softmax(torch.from_numpy(found.logits).double() / temperature, 1).numpy()
-    return scaled
+def probabilities(found: Predictions, temperature: float) -> Float32Array:
+    """As they are served: (photos, classes)."""
+    # A photo at a time, as in serving: of many at once, NumPy may round otherwise.
+    return np.stack([softmax(logits, temperature) for logits in found.logits])
 
 
-def bins(probability: Float64Array, labels: npt.NDArray[np.int64], count: int = BINS) -> list[Bin]:
+def bins(probability: Float32Array, labels: npt.NDArray[np.int64], count: int = BINS) -> list[Bin]:
     """Answers by the probability of the class that they name, in intervals of equal width; empty ones left out."""
     confidence, right = probability.max(1), probability.argmax(1) == labels
     place = np.minimum((confidence * count).astype(int), count - 1)
@@ -94,7 +94,7 @@ def expected_error(found: list[Bin]) -> float:
     return sum(entry.count * abs(entry.confidence - entry.accuracy) for entry in found) / total
 
 
-def threshold(probability: Float64Array, coverage: float) -> float:
+def threshold(probability: Float32Array, coverage: float) -> float:
     """The highest probability at or above which at least that share of the answers lies."""
     descending = np.sort(probability.max(1))[::-1]
     kept = max(1, int(np.ceil(coverage * len(descending))))

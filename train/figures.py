@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from container.preprocessing import Float32Array
 from train.calibration import bins, probabilities
 from train.channels import Photo
 from train.config import TrainConfig
@@ -158,7 +159,7 @@ def _confusion(found: Predictions, classes: int) -> npt.NDArray[np.int64]:
     return counts
 
 
-def _answers(found: Predictions, probability: npt.NDArray[np.float64], photos: Sequence[Photo]) -> list[Answer]:
+def _answers(found: Predictions, probability: Float32Array, photos: Sequence[Photo]) -> list[Answer]:
     said = found.logits.argmax(1)
     rows = zip(photos, found.labels.tolist(), said.tolist(), probability.max(1).tolist(), strict=True)
     return [Answer(photo.path, truth, label, sure) for photo, truth, label, sure in rows]

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 STANDARD_LIBRARY_ONLY = ("container/contract.py", "container/errors.py")
-PHOTOS_AND_ARTIFACT = ("container/preprocessing.py", "container/artifact.py")
+PHOTOS_AND_ARTIFACT = ("container/preprocessing.py", "container/artifact.py", "container/probabilities.py")
 
 
 def imported(path: Path) -> set[str]:

@@ -65,7 +65,7 @@ def test_photos_that_are_all_right_make_no_answer_surer_than_their_number_allows
 
 
 def test_the_calibration_error_by_hand() -> None:
-    probability = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.45, 0.55]])
+    probability = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.45, 0.55]], np.float32)
     labels = np.array([0, 1, 1, 1])
     (found,) = bins(probability, labels, 2)
     assert (found.count, found.accuracy) == (4, 0.75)
@@ -75,7 +75,7 @@ def test_the_calibration_error_by_hand() -> None:
 
 @pytest.mark.parametrize(("coverage", "kept"), [(1.0, 4), (0.75, 3), (0.5, 2), (0.3, 2)])
 def test_the_threshold_keeps_the_stated_share(coverage: float, kept: int) -> None:
-    probability = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.45, 0.55]])
+    probability = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.45, 0.55]], np.float32)
     assert int((probability.max(1) >= threshold(probability, coverage)).sum()) == kept
 
 
