@@ -26,6 +26,7 @@ from train.outcome import Outcome
 from train.predictions import Predictions, joined
 from train.quantization import LEAST_PHOTOS, answers, judge, quantize
 from train.results import Results
+from train.sets import spread
 from train.stop import STOP, Stopped
 from train.workers import usable_cores
 
@@ -178,4 +179,4 @@ def write_report_of(model: ResNet, job: Job, results: Results, network: bytes) -
 
 def sample_inputs(photos: Sequence[Photo], spec: Preprocessing) -> Float32Array:
     """Real inputs on which the exported network is checked."""
-    return np.stack([preprocess(photo.path.read_bytes(), spec) for photo in photos[:_MAX_SAMPLES]])
+    return np.stack([preprocess(photo.path.read_bytes(), spec) for photo in spread(photos, _MAX_SAMPLES)])
