@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -106,8 +107,8 @@ class Figures:
             "confidence_threshold": self.threshold,
             "confident": {"share": self.coverage, "accuracy": self.confident_accuracy},
             "run": self.run,
-            "metrics": self.metrics,
-            "epochs": self.epochs,
+            "metrics": _finite(self.metrics),
+            "epochs": [_finite(epoch) for epoch in self.epochs],
             "class_names": list(self.class_names),
             "confusion": self.confusion.tolist(),
             "per_class": self.per_class(),
@@ -120,6 +121,11 @@ class Figures:
             "seconds": self.seconds,
             "hyperparameters": self.config,
         }
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no word for what is not a number, or infinite: a loss of float16's first steps, say."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def collect(

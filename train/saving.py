@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
@@ -140,7 +141,11 @@ def save(model: ResNet, network: bytes, job: Job, results: Results) -> None:
     seconds = time.perf_counter() - started
     print(f"saved {job.paths.model} (version {manifest.version}) in {seconds:.1f} s", flush=True)
     if job.config.report and not STOP.requested():
-        write_report_of(model, job, results, network)
+        try:
+            write_report_of(model, job, results, network)
+        except Exception as error:  # The artifact is whole: nobody wants to lose the job for a page about it.
+            traceback.print_exception(error)
+            print(f"warning: the report is not written: {error}; the artifact is whole", flush=True)
 
 
 def draft_manifest(job: Job, results: Results) -> Manifest:

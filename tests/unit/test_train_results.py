@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -235,6 +238,32 @@ def test_the_report_is_one_page_that_needs_nothing_else(tmp_path: Path) -> None:
     data = json.loads((tmp_path / "report.json").read_text())
     assert data["confusion"] == found.confusion.tolist()
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_a_report_is_written_whatever_a_photo_is_called_and_the_loss_was(tmp_path: Path) -> None:
+    float32, head = network()
+    found = figures(tmp_path / "photos")
+    odd = os.fsdecode(b"\xff.png")
+    found = replace(
+        found,
+        answers=[
+            replace(answer, path=answer.path.rename(answer.path.with_name(f"{n}{odd}")))
+            for n, answer in enumerate(found.answers)
+        ],
+        epochs=[{**found.epochs[0], "train_loss": math.nan}, {**found.epochs[1], "train_loss": math.inf}],
+    )
+    write_report(tmp_path, found, network=float32, head=head.weight.detach().numpy(), spec=SPEC)
+    assert "?.png" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    data = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
+    assert [epoch["train_loss"] for epoch in data["epochs"]] == [None, None]
+    assert {os.fsencode(mistake["file"])[-5:] for mistake in data["mistakes"]} == {b"\xff.png"}
+
+
+@pytest.mark.parametrize("values", [[math.nan, 2.0, math.inf], [math.nan] * 3, [0.0] * 3])
+def test_a_chart_shows_what_can_be_shown(values: list[float]) -> None:
+    chart = line_chart("loss", [1, 2, 3], {"train": values})
+    assert chart.count("<circle") == sum(map(math.isfinite, values))
+    assert not re.search("nan|inf", chart)
 
 
 def test_photos_of_another_host_are_left_out_of_the_page(tmp_path: Path) -> None:
