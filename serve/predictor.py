@@ -12,6 +12,7 @@ from container.artifact import WEIGHTS, Manifest, find_artifact, load_manifest
 from container.errors import ArtifactError, NotAcceptableError
 from container.memory import return_freed_memory
 from container.preprocessing import Float32Array, preprocess, read_photo
+from container.probabilities import softmax
 from serve.engine import FEATURES, LOGITS, MAPS, Engine, OnnxEngine
 from serve.explanation import class_activation_map, draw
 from serve.options import Options
@@ -95,7 +96,7 @@ class Predictor:
         return self.engine.width(FEATURES)
 
     def _classes(self, logits: Float32Array, options: Options) -> list[ClassProbability]:
-        probabilities = softmax(logits / np.float32(self.manifest.temperature))
+        probabilities = softmax(logits, self.manifest.temperature)
         names = self.manifest.class_names
         top_k = min(options.top_k or self.manifest.top_k, len(names))
         best = np.argsort(-probabilities, kind="stable")[:top_k]
@@ -114,10 +115,3 @@ def _engine(folder: Path, manifest: Manifest, *, threads: int, device: str) -> E
     from serve.torch_engine import TorchEngine  # torch takes seconds and 800 MB to import
 
     return TorchEngine(folder, manifest, device=device)
-
-
-def softmax(logits: Float32Array) -> Float32Array:
-    """(classes,) -> (classes,), in double precision, of sum 1."""
-    powers = np.exp(logits.astype(np.float64) - logits.max())
-    probabilities: Float32Array = (powers / powers.sum()).astype(np.float32)
-    return probabilities

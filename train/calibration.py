@@ -10,13 +10,13 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from container.preprocessing import Float32Array
+from container.probabilities import softmax
 from train.predictions import Predictions
 
 BINS: Final = 15
 # A temperature beyond these says that the logits, not their scale, are at fault.
 _RANGE: Final = (0.05, 20.0)
-
-Float64Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,22 @@ def calibrate(found: Predictions, *, coverage: float) -> Calibration:
 
 
 def fit_temperature(found: Predictions) -> float:
-    """The divisor of the logits that makes the labels most likely (Guo et al. 2017, arXiv:1706.04599)."""
+    """The divisor of the logits that makes the labels most likely (Guo et al. 2017, arXiv:1706.04599).
+
+    Where all n photos are right, that would be as small as may be, and every answer certain. So a label is not held for
+    certain, but for as likely as n right answers make the next one: (n + 1) / (n + 2), what is left going to the other
+    classes (Platt 1999, "Probabilistic Outputs for Support Vector Machines", section 2.2; with n of all photos rather
+    than of a class, since one temperature is fitted on all).
+    """
     logits, labels = torch.from_numpy(found.logits).double(), torch.from_numpy(found.labels)
+    count, classes = logits.shape
+    smoothing = classes / (classes - 1) / (count + 2)  # torch lets the right class have its part of what is spread.
     log_t = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([log_t], lr=0.5, max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        value = functional.cross_entropy(logits / log_t.exp(), labels)
+        value = functional.cross_entropy(logits / log_t.exp(), labels, label_smoothing=smoothing)
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
@@ -66,13 +74,13 @@ def fit_temperature(found: Predictions) -> float:
     return float(log_t.detach().exp().clamp(*_RANGE))
 
 
-def probabilities(found: Predictions, temperature: float) -> Float64Array:
-    """Softmax of logits / temperature: (photos, classes)."""
-    scaled: Float64Array = torch.softmax(torch.from_numpy(found.logits).double() / temperature, 1).numpy()
-    return scaled
+def probabilities(found: Predictions, temperature: float) -> Float32Array:
+    """As they are served: (photos, classes)."""
+    # A photo at a time, as in serving: of many at once, NumPy may round otherwise.
+    return np.stack([softmax(logits, temperature) for logits in found.logits])
 
 
-def bins(probability: Float64Array, labels: npt.NDArray[np.int64], count: int = BINS) -> list[Bin]:
+def bins(probability: Float32Array, labels: npt.NDArray[np.int64], count: int = BINS) -> list[Bin]:
     """Answers by the probability of the class that they name, in intervals of equal width; empty ones left out."""
     confidence, right = probability.max(1), probability.argmax(1) == labels
     place = np.minimum((confidence * count).astype(int), count - 1)
@@ -86,7 +94,7 @@ def expected_error(found: list[Bin]) -> float:
     return sum(entry.count * abs(entry.confidence - entry.accuracy) for entry in found) / total
 
 
-def threshold(probability: Float64Array, coverage: float) -> float:
+def threshold(probability: Float32Array, coverage: float) -> float:
     """The highest probability at or above which at least that share of the answers lies."""
     descending = np.sort(probability.max(1))[::-1]
     kept = max(1, int(np.ceil(coverage * len(descending))))

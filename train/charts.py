@@ -29,9 +29,13 @@ def line_chart(
     top: float | None = None,
     marked: int | None = None,
 ) -> str:
-    """Lines over epochs, from zero to `top` or a round number above the highest value; `marked` is an epoch."""
-    step = top / 4 if top else _round_step(max(value for line in series.values() for value in line))
-    high = top or step * math.ceil(max(value for line in series.values() for value in line) / step - 1e-9)
+    """Lines over epochs, from zero to `top` or a round number above the highest value; `marked` is an epoch.
+
+    What is not a number, or infinite, is left out.
+    """
+    highest = max((value for line in series.values() for value in line if math.isfinite(value)), default=0) or 1.0
+    step = top / 4 if top else _round_step(highest)
+    high = top or step * math.ceil(highest / step - 1e-9)
     marks = [_y_mark(step * number, high) for number in range(round(high / step) + 1)]
     lines = [_line(name, index, x, line, high) for index, (name, line) in enumerate(series.items())]
     head = f'<text class="title" x="4" y="14">{escape(title)}</text>'
@@ -76,7 +80,8 @@ def _y_mark(value: float, high: float) -> str:
 
 
 def _line(name: str, index: int, x: Sequence[int], values: Sequence[float], high: float) -> str:
-    points = [(_x(place, x), _y(min(value, high), high)) for place, value in zip(x, values, strict=True)]
+    drawn = [(place, value) for place, value in zip(x, values, strict=True) if math.isfinite(value)]
+    points = [(_x(place, x), _y(min(value, high), high)) for place, value in drawn]
     path = " ".join(f"{px},{py}" for px, py in points)
     dots = "".join(f'<circle class="s{index}" cx="{px}" cy="{py}" r="2.5"/>' for px, py in points)
     place = _WIDTH - _RIGHT - index * 78

@@ -21,6 +21,7 @@ from container.errors import TrainingError, UserError
 from train import toolkit
 from train.config import TrainConfig, describe, help_text, read_command_line, read_hyperparameters
 from train.failure import failure_text, write_failure
+from train.folders import discard_results, make_writable
 from train.rank import one_of_several, run_rank
 from train.stop import STOP, Stopped
 from train.topology import Topology
@@ -95,19 +96,14 @@ def processes_of(config: TrainConfig) -> int:
 def _prepare(paths: SageMakerPaths) -> None:
     """Make the folders that training writes to, without what an earlier run said of itself: containers are reused."""
     for folder in (paths.model, paths.output_data):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-        except OSError as error:
-            raise UserError(
-                f"{folder} cannot be written to ({error.strerror}); mount a folder there that this user may write"
-            ) from error
+        make_writable(folder)
     try:
         tempfile.gettempdir()
     except FileNotFoundError as error:
         raise UserError(
             "no temporary folder can be written to; beside a read-only root, mount one with --tmpfs /tmp"
         ) from error
+    discard_results(paths.output_data)
     paths.failure.unlink(missing_ok=True)
     (paths.output / "success").unlink(missing_ok=True)
 

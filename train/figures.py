@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from container.preprocessing import Float32Array
 from train.calibration import bins, probabilities
 from train.channels import Photo
 from train.config import TrainConfig
@@ -105,8 +107,8 @@ class Figures:
             "confidence_threshold": self.threshold,
             "confident": {"share": self.coverage, "accuracy": self.confident_accuracy},
             "run": self.run,
-            "metrics": self.metrics,
-            "epochs": self.epochs,
+            "metrics": _finite(self.metrics),
+            "epochs": [_finite(epoch) for epoch in self.epochs],
             "class_names": list(self.class_names),
             "confusion": self.confusion.tolist(),
             "per_class": self.per_class(),
@@ -119,6 +121,11 @@ class Figures:
             "seconds": self.seconds,
             "hyperparameters": self.config,
         }
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no word for what is not a number, or infinite: a loss of float16's first steps, say."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def collect(
@@ -158,7 +165,7 @@ def _confusion(found: Predictions, classes: int) -> npt.NDArray[np.int64]:
     return counts
 
 
-def _answers(found: Predictions, probability: npt.NDArray[np.float64], photos: Sequence[Photo]) -> list[Answer]:
+def _answers(found: Predictions, probability: Float32Array, photos: Sequence[Photo]) -> list[Answer]:
     said = found.logits.argmax(1)
     rows = zip(photos, found.labels.tolist(), said.tolist(), probability.max(1).tolist(), strict=True)
     return [Answer(photo.path, truth, label, sure) for photo, truth, label, sure in rows]

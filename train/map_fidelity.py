@@ -11,6 +11,7 @@ from container.heatmap import activation_map
 from container.preprocessing import Float32Array, Preprocessing, preprocess
 from train.channels import Photo
 from train.engine import session
+from train.sets import spread
 
 MOST_PHOTOS: Final = 64
 
@@ -24,7 +25,7 @@ def map_correlation(
     """
     engines: list[Any] = [session(network) for network in (float32, int8)]
     found = []
-    for photo in photos[:: max(1, len(photos) // MOST_PHOTOS)][:MOST_PHOTOS]:
+    for photo in spread(photos, MOST_PHOTOS):
         array = preprocess(photo.path.read_bytes(), spec)[None]
         (logits, exact), (_, rounded) = (engine.run(["logits", "maps"], {"photos": array}) for engine in engines)
         row = head[logits[0].argmax()]

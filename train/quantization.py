@@ -20,6 +20,7 @@ from container.preprocessing import Float32Array, Preprocessing, preprocess
 from train.channels import Photo
 from train.engine import session
 from train.predictions import Predictions
+from train.sets import spread
 from train.stop import STOP
 
 CALIBRATION_PHOTOS: Final = 64
@@ -52,8 +53,7 @@ class _Photos(CalibrationDataReader):  # type: ignore[misc]
 
 
 def quantize(network: bytes, photos: Sequence[Photo], spec: Preprocessing) -> bytes:
-    """Return the int8 network. `photos` are of training, spread over it evenly. Raises Stopped."""
-    step = max(1, len(photos) // CALIBRATION_PHOTOS)
+    """Return the int8 network, calibrated on some of `photos`, which are of training. Raises Stopped."""
     with tempfile.TemporaryDirectory(prefix="kennel-int8-") as folder:
         source, target = Path(folder, "float32.onnx"), Path(folder, "int8.onnx")
         source.write_bytes(network)
@@ -63,7 +63,7 @@ def quantize(network: bytes, photos: Sequence[Photo], spec: Preprocessing) -> by
             quantize_static(
                 source,
                 target,
-                _Photos(photos[::step][:CALIBRATION_PHOTOS], spec),
+                _Photos(spread(photos, CALIBRATION_PHOTOS), spec),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=["Conv", "Add", "MaxPool", "Relu", "GlobalAveragePool"],
                 per_channel=True,

@@ -28,7 +28,8 @@ def write_report(folder: Path, figures: Figures, *, network: bytes, head: Float3
     """Write report.html, report.json and TensorBoard's events. `head`: the last layer (classes, channels)."""
     (folder / "report.json").write_text(json.dumps(figures.to_json(), indent=2), encoding="utf-8")
     camera = Camera(network, head, spec)
-    (folder / "report.html").write_text(page(figures, camera), encoding="utf-8")
+    # A photo's name may be bytes of another encoding, which Python holds as what UTF-8 cannot say.
+    (folder / "report.html").write_text(page(figures, camera), encoding="utf-8", errors="replace")
     _write_events(folder / "tensorboard", figures)
 
 

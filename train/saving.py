@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
@@ -26,6 +27,7 @@ from train.outcome import Outcome
 from train.predictions import Predictions, joined
 from train.quantization import LEAST_PHOTOS, answers, judge, quantize
 from train.results import Results
+from train.sets import spread
 from train.stop import STOP, Stopped
 from train.workers import usable_cores
 
@@ -44,6 +46,8 @@ def finish(model: ResNet, outcome: Outcome, job: Job) -> None:
     with job.timeline.phase("export"):
         samples = sample_inputs(photos.validation or photos.training, job.spec)
         network = build_network(model, image_size=job.spec.crop_size, samples=samples)
+    with job.timeline.phase("answers of the exported network"):
+        results = answer_as_shipped(network, job, results)
     with job.timeline.phase("int8"):
         results = prove_int8(network, job, results)
     if job.world.leads:
@@ -76,6 +80,16 @@ def answer(model: ResNet, results: Results, job: Job) -> Results:
     return replace(results, validation=found, test=test)
 
 
+def answer_as_shipped(network: bytes, job: Job, results: Results) -> Results:
+    """Validation's answers by the exported network: torch's differ by a rounding, and what is fitted is for this one.
+
+    One more pass over validation, a photo at a time; left out where the job is to stop.
+    """
+    if results.validation is None or job.stopping():
+        return results
+    return replace(results, validation=_answers(network, job) or results.validation)
+
+
 def prove_int8(network: bytes, job: Job, results: Results) -> Results:
     """Make int8 and compare it with float32 on the validation photos, if that is wanted and can tell."""
     always = job.config.quantize == "always"
@@ -86,13 +100,13 @@ def prove_int8(network: bytes, job: Job, results: Results) -> Results:
         job.world.say(f"float32 is served: {count} validation photos are too few to judge int8 by")
         return results
     int8 = job.world.from_first(_int8(network, job) if job.world.leads else None)
-    exact, rounded = (_answers(engine, job) if int8 else None for engine in (network, int8))
-    if int8 is None or exact is None or rounded is None:
+    rounded = _answers(int8, job) if int8 else None
+    if rounded is None:
         job.world.say("float32 is served: the job is to end before int8 has proved itself")
         return results
-    verdict = judge(rounded, exact, max_drop_points=job.config.max_accuracy_drop, always=always)
+    verdict = judge(rounded, results.validation, max_drop_points=job.config.max_accuracy_drop, always=always)
     job.world.say(f"{'int8' if verdict.ships else 'float32'} is served: {verdict.reason}")
-    return replace(results, verdict=verdict, int8=int8, int8_answers=rounded, validation=exact)
+    return replace(results, verdict=verdict, int8=int8, int8_answers=rounded)
 
 
 def _int8(network: bytes, job: Job) -> bytes | None:
@@ -102,11 +116,11 @@ def _int8(network: bytes, job: Job) -> bytes | None:
         return None
 
 
-def _answers(network: bytes | None, job: Job) -> Predictions | None:
+def _answers(network: bytes, job: Job) -> Predictions | None:
     """Validation's answers by the engine that serves, from all processes; None where one was asked to stop."""
     threads = max(1, usable_cores() // job.world.local_size)
     try:
-        own = answers(network, job.sets.own("validation"), job.spec, threads=threads) if network else None
+        own = answers(network, job.sets.own("validation"), job.spec, threads=threads)
     except Stopped:
         own = None
     parts = [part for part in job.world.gather(own) if part is not None]
@@ -127,7 +141,11 @@ def save(model: ResNet, network: bytes, job: Job, results: Results) -> None:
     seconds = time.perf_counter() - started
     print(f"saved {job.paths.model} (version {manifest.version}) in {seconds:.1f} s", flush=True)
     if job.config.report and not STOP.requested():
-        write_report_of(model, job, results, network)
+        try:
+            write_report_of(model, job, results, network)
+        except Exception as error:  # The artifact is whole: nobody wants to lose the job for a page about it.
+            traceback.print_exception(error)
+            print(f"warning: the report is not written: {error}; the artifact is whole", flush=True)
 
 
 def draft_manifest(job: Job, results: Results) -> Manifest:
@@ -166,4 +184,4 @@ def write_report_of(model: ResNet, job: Job, results: Results, network: bytes) -
 
 def sample_inputs(photos: Sequence[Photo], spec: Preprocessing) -> Float32Array:
     """Real inputs on which the exported network is checked."""
-    return np.stack([preprocess(photo.path.read_bytes(), spec) for photo in photos[:_MAX_SAMPLES]])
+    return np.stack([preprocess(photo.path.read_bytes(), spec) for photo in spread(photos, _MAX_SAMPLES)])

@@ -78,6 +78,12 @@ def of_role(sets: PhotoSets, role: str) -> tuple[Photo, ...]:
     return photos
 
 
+def spread(photos: Sequence[Photo], most: int) -> list[Photo]:
+    """At most that many photos, over all of them evenly: they lie class after class."""
+    count = min(most, len(photos))
+    return [photos[index * len(photos) // count] for index in range(count)]
+
+
 def open_photo_sets(channels: Channels, *, seed: int, world: World) -> tuple[JobSets, Findings]:
     """List the photos, look at each, leave out those that cannot be read, and hold out a validation set.
 

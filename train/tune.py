@@ -31,6 +31,7 @@ from container.contract import VALIDATION_ACCURACY, VALIDATION_BEST_ACCURACY, Sa
 from container.errors import KennelError, TrainingError
 from train.config import TrainConfig, options, read_command_line, read_hyperparameters
 from train.failure import failure_text, write_failure
+from train.folders import discard_results
 from train.hyperparameters import Option, Range, parse
 from train.stop import STOP
 
@@ -118,6 +119,7 @@ def _hand_over(trial: SageMakerPaths, paths: SageMakerPaths) -> None:
     manifest = load_manifest(source)
     copies = {name: functools.partial(shutil.copyfile, source / name) for name in manifest.files}
     save_artifact(paths.model, manifest, copies)
+    discard_results(paths.output_data)
     shutil.copytree(trial.output_data, paths.output_data, dirs_exist_ok=True)
 
 

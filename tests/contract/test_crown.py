@@ -22,7 +22,7 @@ from train.calibration import calibrate
 from train.channels import Channels, Photo, list_photos, split_validation
 from train.data import EvaluationPhotos, Normaliser, evaluation_loader
 from train.model import build_resnet
-from train.predictions import predict
+from train.predictions import Predictions, predict
 from train.quantization import answers
 
 Logits = npt.NDArray[np.float32]
@@ -72,15 +72,27 @@ def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base
 
 
-def test_probabilities_are_fitted_on_the_logits_of_the_engine_that_ships(int8: Path) -> None:
-    manifest = load_manifest(int8 / "model")
-    sets = split_validation(list_photos(Channels(training=int8 / "input/data/training")), seed=0)
-    evaluated = answers(int8 / "model" / manifest.network, sets.validation, manifest.preprocessing)
-    fitted = calibrate(evaluated, coverage=0.95)
+def answers_on_validation(base: Path, network: str) -> Predictions:
+    sets = split_validation(list_photos(Channels(training=base / "input/data/training")), seed=0)
+    return answers(base / "model" / network, sets.validation, load_manifest(base / "model").preprocessing)
+
+
+@pytest.mark.parametrize(("precision", "tree"), [("float32", "base"), ("int8", "int8")])
+def test_probabilities_are_fitted_on_the_logits_of_the_engine_that_ships(
+    precision: str, tree: str, request: pytest.FixtureRequest
+) -> None:
+    base = request.getfixturevalue(tree)
+    manifest = load_manifest(base / "model")
+    assert manifest.precision == precision
+    fitted = calibrate(answers_on_validation(base, manifest.network), coverage=0.95)
     assert (manifest.temperature, manifest.confidence_threshold) == (fitted.temperature, fitted.threshold)
-    assert manifest.metrics["int8:accuracy"] == evaluated.accuracy
-    float32 = calibrate(answers(int8 / "model" / "model.onnx", sets.validation, manifest.preprocessing), coverage=0.95)
-    assert float32.temperature != fitted.temperature
+
+
+def test_int8s_figures_are_its_own(int8: Path) -> None:
+    manifest = load_manifest(int8 / "model")
+    own, float32 = (answers_on_validation(int8, network) for network in (manifest.network, "model.onnx"))
+    assert manifest.metrics["int8:accuracy"] == own.accuracy
+    assert calibrate(float32, coverage=0.95).temperature != manifest.temperature
 
 
 @pytest.mark.parametrize("threads", [1, 2])

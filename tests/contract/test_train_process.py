@@ -238,9 +238,14 @@ def test_what_an_earlier_run_left_passes_for_nothing_of_this_ones(paths: SageMak
     paths.failure.write_text("an old failure")
     paths.model.mkdir()
     (paths.model / "model.int8.onnx").write_bytes(b"of an old artifact")
-    code, output = run_train(paths.base, *arguments(SMALL))
+    (paths.output_data / "tensorboard").mkdir(parents=True)
+    for name in ("report.html", "report.json", "trace.json", "tensorboard/events.out.tfevents.1.host", "notes.txt"):
+        (paths.output_data / name).write_text("old")
+    code, output = run_train(paths.base, *arguments({**SMALL, "report": "false"}))
     assert_succeeded(paths, code, output)
     assert not (paths.model / "model.int8.onnx").exists()
+    left = {path.name for path in paths.output_data.rglob("*") if path.is_file()}
+    assert left == {"doctor.json", "notes.txt"}
     program = "import train.run; train.run.run_job = print; from train.__main__ import run; run()"
     code, output = run_train(paths.base, program=("-c", program))
     assert code == 1, output

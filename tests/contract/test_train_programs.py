@@ -75,6 +75,15 @@ def test_a_strategy_from_pretrained_weights_leaves_everything(paths: SageMakerPa
         assert json.loads((paths.output_data / "trace.json").read_text())["traceEvents"]
 
 
+def test_a_report_that_cannot_be_written_takes_no_artifact_with_it(paths: SageMakerPaths) -> None:
+    (paths.output_data / "report.html").mkdir(parents=True)
+    code, output = run_train(paths.base, *arguments(QUICK))
+    assert code == 0, output
+    verify_files(paths.model, load_manifest(paths.model))
+    assert "warning: the report is not written: [Errno 21] Is a directory" in output
+    assert not paths.failure.exists()
+
+
 def test_a_frozen_network_of_noise_is_refused(paths: SageMakerPaths) -> None:
     code, output = run_train(paths.base, *arguments({**QUICK, "strategy": "head"}))
     assert (code, "it would freeze noise" in paths.failure.read_text()) == (1, True), output

@@ -10,7 +10,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 STANDARD_LIBRARY_ONLY = ("container/contract.py", "container/errors.py")
-PHOTOS_AND_ARTIFACT = ("container/preprocessing.py", "container/artifact.py", "container/heatmap.py")
+PHOTOS_AND_ARTIFACT = tuple(
+    f"container/{name}.py" for name in ("preprocessing", "artifact", "heatmap", "probabilities")
+)
 
 
 def imported(path: Path) -> set[str]:

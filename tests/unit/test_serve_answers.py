@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,20 +15,23 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-from container.artifact import NETWORK, WEIGHTS, load_manifest
+from container.artifact import NETWORK, WEIGHTS, Manifest, load_manifest
 from container.errors import ArtifactError, NotAcceptableError, ServingError
-from container.preprocessing import Preprocessing, preprocess
+from container.preprocessing import Float32Array, Preprocessing, preprocess
+from container.probabilities import softmax
 from serve import codec
 from serve.api import JSON
 from serve.engine import OnnxEngine
 from serve.explanation import class_activation_map, draw
 from serve.options import Options
-from serve.predictor import Predictor, softmax
+from serve.predictor import Predictor
 from serve.torch_engine import TorchEngine
 from tests.resnets import SPEC, write_resnet
 from tests.serving import write_artifact
 from tests.support import encoded, picture
+from train.calibration import calibrate
 from train.channels import Photo
+from train.predictions import Predictions
 from train.quantization import quantize
 
 PHOTO = encoded(picture(200, 150), "JPEG", quality=95)
@@ -190,8 +194,35 @@ def test_confident_is_the_manifest_s_threshold(predictor: Predictor) -> None:
         assert answer.get("confident") is expected
 
 
+@dataclass
+class Fixed:
+    """An engine whose logits are known beforehand."""
+
+    logits: Float32Array
+    outputs: frozenset[str] = frozenset({"logits"})
+
+    def width(self, _output: str) -> int | None:
+        return None
+
+    def run(self, _photos: Float32Array, _outputs: Sequence[str]) -> list[Float32Array]:
+        return [self.logits[None]]
+
+
+def test_as_many_photos_of_validation_are_served_as_confident_as_were_asked_for(predictor: Predictor) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        found = Predictions(rng.normal(size=(10, 3)).astype(np.float32) * 3, rng.integers(3, size=10))
+        fitted = calibrate(found, coverage=0.8)
+        manifest = replace(
+            predictor.manifest, temperature=fitted.temperature, confidence_threshold=fitted.threshold, top_k=1
+        )
+        manifest = Manifest.from_json(json.loads(json.dumps(manifest.to_json())))
+        served = [Predictor(manifest, Fixed(logits), predictor.folder) for logits in found.logits]
+        assert sum(bool(each.predict(PHOTO, Options()).confident) for each in served) == 8
+
+
 def test_the_temperature_divides_the_logits(predictor: Predictor) -> None:
     cooled = replace(predictor, manifest=replace(predictor.manifest, temperature=2.0))
-    expected = softmax(predictor.logits(PHOTO) / np.float32(2))
+    expected = softmax(predictor.logits(PHOTO), 2.0)
     found = {item.index: item.probability for item in cooled.predict(PHOTO, Options(top_k=5)).classes}
     assert found == pytest.approx(dict(enumerate(expected.tolist())), abs=1e-6)

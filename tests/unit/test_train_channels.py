@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from container.errors import DataError
 from tests.support import encoded, picture
 from train.channels import (
     Channels,
+    Photo,
     check_classes,
     check_validation,
     display_names,
@@ -22,6 +24,7 @@ from train.channels import (
     without,
 )
 from train.doctor import look
+from train.sets import spread
 
 PHOTO = encoded(picture(20, 20), "JPEG")
 
@@ -224,3 +227,13 @@ def test_nothing_to_validate_with_is_an_error(tmp_path: Path) -> None:
     sets = split_validation(list_photos(Channels(training=fill(tmp_path, a=1, b=1))), seed=0)
     with pytest.raises(DataError, match="single photo"):
         check_validation(len(sets.validation))
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 127, 1000])
+def test_some_photos_stand_for_all_of_them(count: int) -> None:
+    photos = [Photo(Path(f"{index}.jpg"), 0) for index in range(count)]
+    some = [int(photo.path.stem) for photo in spread(photos, 64)]
+    assert len(some) == min(count, 64)
+    gaps = [after - before for before, after in pairwise([*some, count])]
+    assert some[0] == 0
+    assert max(gaps) - min(gaps) <= 1

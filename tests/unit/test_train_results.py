@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ from torch import nn
 
 from container.preprocessing import Preprocessing, preprocess
 from tests.support import encoded, picture
-from train.calibration import bins, calibrate, expected_error, fit_temperature, threshold
+from train.calibration import bins, calibrate, expected_error, fit_temperature, probabilities, threshold
 from train.channels import Photo
 from train.charts import confusion_chart, line_chart
 from train.config import TrainConfig
@@ -49,8 +52,21 @@ def test_the_temperature_undoes_over_and_under_confidence(sharpness: float) -> N
     assert fitted.ece_after <= fitted.ece_before + 1e-3
 
 
+@pytest.mark.parametrize("count", [4, 16, 1000])
+@pytest.mark.parametrize("classes", [2, 133])
+def test_photos_that_are_all_right_make_no_answer_surer_than_their_number_allows(count: int, classes: int) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(classes, size=count)
+    logits = rng.normal(size=(count, classes)).clip(-1, 1).astype(np.float32)
+    logits[np.arange(count), labels] = rng.normal(6, 0.5, count)
+    found = Predictions(logits, labels)
+    assert found.accuracy == 1
+    sureness = probabilities(found, fit_temperature(found)).max(1).mean()
+    assert sureness == pytest.approx((count + 1) / (count + 2), abs=0.3 / count)
+
+
 def test_the_calibration_error_by_hand() -> None:
-    probability = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.45, 0.55]])
+    probability = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.45, 0.55]], np.float32)
     labels = np.array([0, 1, 1, 1])
     (found,) = bins(probability, labels, 2)
     assert (found.count, found.accuracy) == (4, 0.75)
@@ -60,7 +76,7 @@ def test_the_calibration_error_by_hand() -> None:
 
 @pytest.mark.parametrize(("coverage", "kept"), [(1.0, 4), (0.75, 3), (0.5, 2), (0.3, 2)])
 def test_the_threshold_keeps_the_stated_share(coverage: float, kept: int) -> None:
-    probability = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.45, 0.55]])
+    probability = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.45, 0.55]], np.float32)
     assert int((probability.max(1) >= threshold(probability, coverage)).sum()) == kept
 
 
@@ -208,6 +224,32 @@ def test_the_report_is_one_page_that_needs_nothing_else(tmp_path: Path) -> None:
     data = json.loads((tmp_path / "report.json").read_text())
     assert data["confusion"] == found.confusion.tolist()
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_a_report_is_written_whatever_a_photo_is_called_and_the_loss_was(tmp_path: Path) -> None:
+    float32, head = network()
+    found = figures(tmp_path / "photos")
+    odd = os.fsdecode(b"\xff.png")
+    found = replace(
+        found,
+        answers=[
+            replace(answer, path=answer.path.rename(answer.path.with_name(f"{n}{odd}")))
+            for n, answer in enumerate(found.answers)
+        ],
+        epochs=[{**found.epochs[0], "train_loss": math.nan}, {**found.epochs[1], "train_loss": math.inf}],
+    )
+    write_report(tmp_path, found, network=float32, head=head.weight.detach().numpy(), spec=SPEC)
+    assert "?.png" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    data = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
+    assert [epoch["train_loss"] for epoch in data["epochs"]] == [None, None]
+    assert {os.fsencode(mistake["file"])[-5:] for mistake in data["mistakes"]} == {b"\xff.png"}
+
+
+@pytest.mark.parametrize("values", [[math.nan, 2.0, math.inf], [math.nan] * 3, [0.0] * 3])
+def test_a_chart_shows_what_can_be_shown(values: list[float]) -> None:
+    chart = line_chart("loss", [1, 2, 3], {"train": values})
+    assert chart.count("<circle") == sum(map(math.isfinite, values))
+    assert not re.search("nan|inf", chart)
 
 
 def test_photos_of_another_host_are_left_out_of_the_page(tmp_path: Path) -> None:
