@@ -142,6 +142,38 @@ def test_what_is_answered_for_a_part_of_the_photos_is_no_figure(tmp_path: Path) 
             slow(network, photos, work.spec)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_step_whose_loss_is_no_number_leaves_no_trace(tmp_path: Path, precision: str) -> None:
+    """Neither in weights nor in BatchNorm's running figures; the epoch's figures, and the next step, are numbers."""
+    work = job(tmp_path, dataclasses.replace(CONFIG, precision=precision, ema_decay=0.0))
+    trainer = Trainer(build_resnet("resnet18", 3), setting_of(work, torch.ones(3)))
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1.0, enabled=precision == "float16")
+    photos, labels = torch.randn(8, 3, 32, 32), torch.arange(8) % 3
+    trainer._step(photos, labels)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    odd = photos.clone()
+    odd[0, 0, 0, 0] = torch.inf
+    trainer._step(odd, labels)
+    assert trainer.bad_steps == 1
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    trainer._step(photos, labels)
+    assert (trainer.bad_steps, trainer.sums[0].item()) == (0, 16)
+    assert trainer.sums.isfinite().all()
+    assert not torch.equal(trainer.model.state_dict()["conv1.weight"], before["conv1.weight"])
+
+
+def test_the_scale_of_float16s_gradients_is_kept_in_a_checkpoint(tmp_path: Path) -> None:
+    work = job(tmp_path, dataclasses.replace(CONFIG, precision="float16"))
+    trainer = Trainer(build_resnet("resnet18", 3), setting_of(work, torch.ones(3)))
+    first = trainer.scaler.get_scale()
+    trainer._step(torch.full((2, 3, 32, 32), torch.inf), torch.tensor([0, 1]))
+    trainer.checkpoint()
+    again = Trainer(build_resnet("resnet18", 3), setting_of(work, torch.ones(3)))
+    assert again.resume()
+    assert again.scaler.get_scale() == trainer.scaler.get_scale() < first
+
+
 def test_a_gradual_job_keeps_its_head_before_all_layers_learn(tmp_path: Path) -> None:
     work = job(tmp_path)
     trainer = Trainer(build_resnet("resnet18", 3), setting_of(work, torch.ones(3)))
