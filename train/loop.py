@@ -109,6 +109,8 @@ class Trainer:
 
     def _run_epoch(self) -> bool:
         """Train and validate once; True if the job is to stop."""
+        batches = self.setting.batches
+        photos = sum(batches.size_of(step) for step in range(self.step_in_epoch, batches.steps))  # of a part, resumed
         started = time.perf_counter()
         waiting = self._train_epoch()
         if self._stopping():
@@ -121,8 +123,9 @@ class Trainer:
             return True
         count, *sums = self.world.sum(self.sums)
         loss, accuracy = (float(figure / count) for figure in sums)
-        rate = self.setting.batches.total / seconds
-        epoch = Epoch(self.epoch, loss, accuracy, found.loss, found.accuracy, rate, seconds, waiting / seconds)
+        epoch = Epoch(
+            self.epoch, loss, accuracy, found.loss, found.accuracy, photos / seconds, seconds, waiting / seconds
+        )
         self.outcome.record(epoch, self._weights, found)
         if self.world.leads:
             print_epoch(epoch, self.outcome, config=self.setting.config)

@@ -109,6 +109,13 @@ def test_a_job_stopped_anywhere_ends_bit_for_bit_as_if_it_had_not_been(tmp_path:
         assert_same(whole, finished)
 
 
+def test_the_rate_of_a_resumed_epoch_is_that_of_its_rest(tmp_path: Path) -> None:
+    work = job(tmp_path, dataclasses.replace(CONFIG, epochs=1))
+    run(work, stop_after=3)
+    epoch = run(work)[0].epochs[0]
+    assert epoch.images_per_second * epoch.seconds == pytest.approx(6 + 6)  # of 7, 7, 7, 6 and 6
+
+
 def test_a_job_that_had_ended_goes_straight_to_its_result(tmp_path: Path) -> None:
     work = job(tmp_path)
     first, _ = run(work)
