@@ -39,10 +39,11 @@ _MACOS_TWIN: Final = "__MACOSX"
 
 @dataclass(frozen=True)
 class Photo:
-    """A file and the index of its class."""
+    """A file and the index of its class; once it was looked at, what tells its bytes from others."""
 
     path: Path
     label: int
+    digest: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

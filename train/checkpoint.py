@@ -60,8 +60,8 @@ def load_newest(folder: Path, *, fingerprint: str) -> Checkpoint | None:
     others = sum(bool(_NAME.fullmatch(path.name)) for path in folder.iterdir()) - len(own)
     if others:
         print(
-            f"warning: {others} checkpoint(s) in {folder} are of another job (other data or hyperparameters); "
-            "they are left alone, and not used",
+            f"warning: {others} checkpoint(s) in {folder} are of another job (other photos, pretrained weights or "
+            "hyperparameters); they are left alone, and not used",
             flush=True,
         )
     for path in own:

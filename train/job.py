@@ -39,6 +39,7 @@ class Job:
     sets: JobSets
     spec: Preprocessing
     timeline: Timeline = field(default_factory=Timeline)
+    pretrained: str = ""  # what tells the weights that training starts from from others, if it starts from any
 
     @property
     def evaluation_batch(self) -> int:
@@ -70,8 +71,10 @@ class Job:
     def fingerprint(self) -> str:
         """What a checkpoint must have been computed from to be gone on with."""
         settings = {name: value for name, value in self.config.to_json().items() if name not in _INCIDENTAL}
-        photos = [f"{role}/{photo.label}/{photo.path.name}" for role in ROLES for photo in self.sets.own(role)]
-        described = json.dumps([settings, self.sets.class_names, self.world.gather(photos)])
+        photos = [
+            f"{role}/{photo.label}/{photo.path.name}/{photo.digest}" for role in ROLES for photo in self.sets.own(role)
+        ]
+        described = json.dumps([settings, self.pretrained, self.sets.class_names, self.world.gather(photos)])
         return hashlib.sha256(described.encode()).hexdigest()[:16]
 
     def stopping(self) -> bool:

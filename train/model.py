@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import tempfile
@@ -59,6 +60,15 @@ def load_pretrained(model: nn.Module, architecture: str, *, channel: Path | None
             return str(path)
     _fill(model, _download(architecture), source="torchvision's download")
     return "torchvision's download"
+
+
+def backbone_digest(model: nn.Module) -> str:
+    """What tells the weights of all layers but the head from others."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        if not name.startswith(HEAD):
+            digest.update(value.detach().cpu().contiguous().numpy())
+    return digest.hexdigest()
 
 
 def _weights_file(channel: Path, architecture: str) -> Path:

@@ -20,13 +20,13 @@ from train.distributed import ALONE
 from train.graph import resnet_graph
 from train.job import Job
 from train.loop import Trainer
-from train.model import build_resnet
+from train.model import backbone_digest, build_resnet
 from train.outcome import Epoch, Outcome
 from train.quantization import answers, quantize
 from train.results import Results
 from train.run import setting_of
 from train.saving import answer, prove_int8
-from train.sets import JobSets
+from train.sets import JobSets, open_photo_sets
 from train.stop import STOP, Stopped
 
 CONFIG = TrainConfig(
@@ -216,6 +216,25 @@ def test_what_does_not_change_the_result_may_change_between_runs(tmp_path: Path)
     one = job(tmp_path)
     assert one.fingerprint == job(tmp_path, dataclasses.replace(CONFIG, workers=1, top_k=1)).fingerprint
     assert one.fingerprint != job(tmp_path, dataclasses.replace(CONFIG, seed=1)).fingerprint
+
+
+def test_photos_that_were_replaced_and_other_pretrained_weights_make_another_job(tmp_path: Path) -> None:
+    """Names stay as they were: it is the bytes that count."""
+
+    def fingerprint(network: torch.nn.Module) -> str:
+        sets, _ = open_photo_sets(Channels(training=one.paths.channel("training")), seed=0, world=ALONE)
+        return dataclasses.replace(one, sets=sets, pretrained=backbone_digest(network)).fingerprint
+
+    one, network = job(tmp_path), build_resnet("resnet18", 3)
+    before = fingerprint(network)
+    torch.nn.init.zeros_(network.fc.weight)
+    assert fingerprint(network) == before
+    torch.nn.init.zeros_(network.conv1.weight)
+    other = fingerprint(network)
+    assert other != before
+    photo = one.sets.photos.training[0].path
+    photo.write_bytes(photo.with_name("013.png").read_bytes())
+    assert fingerprint(network) != other
 
 
 def test_only_the_last_few_checkpoints_are_kept_and_leftovers_go(tmp_path: Path) -> None:
