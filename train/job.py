@@ -20,7 +20,7 @@ from train.predictions import Predictions, predict
 from train.sets import ROLES, JobSets
 from train.stop import STOP
 from train.timeline import Timeline
-from train.workers import worker_count
+from train.workers import largest_batch_bytes, worker_count
 
 # Hyperparameters that change how a job runs, not what it computes: a job may be resumed with others.
 _INCIDENTAL: Final = (
@@ -51,7 +51,7 @@ class Job:
         """Loader processes of each training process."""
         return worker_count(
             self.config.workers,
-            batch_bytes=max(self.config.batch_size, 4 * self.evaluation_batch) * 3 * self.spec.crop_size**2,
+            batch_bytes=largest_batch_bytes(self.config.batch_size, self.spec.crop_size),
             cuda=self.world.device.type == "cuda",
             processes=self.world.local_size,
         )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -28,10 +31,13 @@ from train.recipe import class_weights
 from train.saving import finish
 from train.sets import ROLES, check_leaks, check_photo_sets, open_photo_sets
 from train.timeline import Timeline
+from train.workers import threads_within_quota
 
 
 def run_job(paths: SageMakerPaths, config: TrainConfig, world: World = ALONE) -> None:
     """Train and leave an artifact in the model folder. Raises KennelError, or Stopped before anything can be saved."""
+    if world.size == 1:  # Those of several are told by who starts them.
+        keep_to_quota()
     timeline = Timeline()
     channels = find_channels(paths)
     with timeline.phase("looking at the photos"):
@@ -48,6 +54,13 @@ def run_job(paths: SageMakerPaths, config: TrainConfig, world: World = ALONE) ->
     outcome = train_network(model.to(world.device), job)
     model.load_state_dict(outcome.state)
     finish(model, outcome, job)
+
+
+def keep_to_quota(env: Mapping[str, str] = os.environ, root: Path = Path("/")) -> None:
+    """torch counts the host's cores, and is throttled where the container may use fewer. OMP_NUM_THREADS is obeyed."""
+    threads = threads_within_quota(root)
+    if threads and "OMP_NUM_THREADS" not in env:
+        torch.set_num_threads(min(threads, torch.get_num_threads()))
 
 
 def report_findings(findings: Findings, paths: SageMakerPaths) -> None:
