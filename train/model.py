@@ -135,9 +135,10 @@ def _download(architecture: str) -> dict[str, Tensor]:
 
 
 def _download_cache() -> Path:
-    usual = Path(torch.hub.get_dir(), "checkpoints")
-    nearest = next(parent for parent in (usual, *usual.parents) if parent.exists())
-    return usual if os.access(nearest, os.W_OK) else Path(tempfile.gettempdir(), "torch")
+    """Below TORCH_HOME, where that is set; no home folder is written to, which in a container may be root's."""
+    if "TORCH_HOME" in os.environ:
+        return Path(torch.hub.get_dir(), "checkpoints")
+    return Path(tempfile.gettempdir(), "torch")
 
 
 def _host(url: str) -> str:
