@@ -44,12 +44,14 @@ def test_every_kind_of_photo_can_be_augmented(name: str) -> None:
 
 
 def test_a_crop_depends_on_seed_epoch_and_index_alone(photos: list[Photo]) -> None:
-    dataset = TrainingPhotos(photos, SPEC, seed=3, flip=True)
+    dataset = TrainingPhotos(photos, SPEC, seed=3, flip=True, randaugment=9)
+    generator = torch.get_rng_state()
     first = dataset[(2, 5, True)][0]
     dataset[(1, 4, True)]
     np.testing.assert_array_equal(first, dataset[(2, 5, True)][0])
-    others = [dataset[(3, 5, True)][0], TrainingPhotos(photos, SPEC, seed=4, flip=True)[(2, 5, True)][0]]
+    others = [dataset[(3, 5, True)][0], TrainingPhotos(photos, SPEC, seed=4, flip=True, randaugment=9)[(2, 5, True)][0]]
     assert all(not np.array_equal(first, other) for other in others)
+    assert torch.equal(torch.get_rng_state(), generator)
 
 
 def test_without_flip_no_photo_is_mirrored() -> None:
@@ -86,7 +88,7 @@ def test_loader_processes_change_nothing(photos: list[Photo]) -> None:
     def run(workers: int) -> list[torch.Tensor]:
         batches = TrainingBatches(len(photos), batch_size=5, seed=1)
         loader = training_loader(
-            TrainingPhotos(photos, SPEC, seed=1, flip=True), batches, workers=workers, pin_memory=False
+            TrainingPhotos(photos, SPEC, seed=1, flip=True, randaugment=9), batches, workers=workers, pin_memory=False
         )
         return [batch for batch, _ in loader]
 
