@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, get_type_hints
 
-from container.contract import VALIDATION_BEST_ACCURACY, metric_definitions
+from container.contract import VALIDATION_BEST_ACCURACY, SageMakerPaths, metric_definitions
 from container.errors import ConfigError
 from train.hyperparameters import Option, Range, limits, parse, tuning_ranges
 
@@ -189,6 +189,15 @@ def read_hyperparameters(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds {type(values).__name__}; expected an object of names and values")
     return values
+
+
+def checkpoint_folder(paths: SageMakerPaths) -> Path:
+    """/opt/ml/checkpoints, or the LocalPath that the job's CheckpointConfig names."""
+    try:
+        value = json.loads((paths.config / "checkpointconfig.json").read_text(encoding="utf-8"))
+        return Path(value.get("LocalPath") or paths.checkpoints)
+    except (OSError, ValueError, AttributeError, TypeError):
+        return paths.checkpoints
 
 
 def read_command_line(arguments: Sequence[str]) -> dict[str, str]:

@@ -19,7 +19,7 @@ from container.artifact import MANIFEST
 from container.contract import SageMakerPaths
 from container.errors import TrainingError, UserError
 from train import toolkit
-from train.config import TrainConfig, describe, help_text, read_command_line, read_hyperparameters
+from train.config import TrainConfig, checkpoint_folder, describe, help_text, read_command_line, read_hyperparameters
 from train.failure import failure_text, write_failure
 from train.rank import one_of_several, run_rank
 from train.stop import STOP, Stopped
@@ -94,10 +94,12 @@ def processes_of(config: TrainConfig) -> int:
 
 def _prepare(paths: SageMakerPaths) -> None:
     """Make the folders that training writes to, without what an earlier run said of itself: containers are reused."""
-    for folder in (paths.model, paths.output_data):
+    checkpoints = checkpoint_folder(paths)
+    for folder in (paths.model, paths.output_data, *([checkpoints] if checkpoints.is_dir() else [])):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(4096))  # A full disk still takes names.
         except OSError as error:
             raise UserError(
                 f"{folder} cannot be written to ({error.strerror}); mount a folder there that this user may write"

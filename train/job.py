@@ -13,7 +13,7 @@ from torch import nn
 
 from container.contract import SageMakerPaths
 from container.preprocessing import Preprocessing
-from train.config import TrainConfig
+from train.config import TrainConfig, checkpoint_folder
 from train.data import EvaluationPhotos, Normaliser, evaluation_loader
 from train.distributed import World
 from train.predictions import Predictions, predict
@@ -91,12 +91,3 @@ class Job:
             EvaluationPhotos(own, self.spec), batch_size=self.evaluation_batch, workers=min(self.workers, len(own))
         )
         return predict(model, loader, Normaliser(self.spec, self.world.device), world=self.world)
-
-
-def checkpoint_folder(paths: SageMakerPaths) -> Path:
-    """/opt/ml/checkpoints, or the LocalPath that the job's CheckpointConfig names."""
-    try:
-        value = json.loads((paths.config / "checkpointconfig.json").read_text(encoding="utf-8"))
-        return Path(value.get("LocalPath") or paths.checkpoints)
-    except (OSError, ValueError, AttributeError, TypeError):
-        return paths.checkpoints

@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from container.contract import SageMakerPaths
+from container.errors import UserError
 from container.preprocessing import Preprocessing
 from tests.training import write_digits
 from train.channels import Channels, list_photos, split_validation
 from train.checkpoint import Checkpoint, discard_staged, load_newest, save_checkpoint
 from train.config import TrainConfig
 from train.distributed import ALONE
+from train.entrypoint import _prepare
 from train.graph import resnet_graph
 from train.job import Job
 from train.loop import Trainer
@@ -249,6 +251,17 @@ def test_only_the_last_few_checkpoints_are_kept_and_leftovers_go(tmp_path: Path)
     discard_staged(tmp_path)
     assert not list(tmp_path.glob(".*"))
     assert load_newest(tmp_path, fingerprint="f") is not None
+
+
+def test_a_folder_that_cannot_be_written_to_is_a_sentence_at_the_start_and_later(tmp_path: Path) -> None:
+    paths = SageMakerPaths(tmp_path)
+    paths.config.mkdir(parents=True)
+    (paths.config / "checkpointconfig.json").write_text('{"LocalPath": "/proc"}')
+    with pytest.raises(UserError, match=r"^/proc cannot be written to"):
+        _prepare(paths)
+    content = Checkpoint(tensors={"x": torch.zeros(250_000)}, figures={})
+    with pytest.raises(UserError, match=r"checkpoint-000000007-f, of 1 MB, cannot be written to .*; 4 need room"):
+        save_checkpoint(tmp_path / "gone", 7, content, fingerprint="f")
 
 
 def test_jobs_that_share_a_folder_keep_their_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
