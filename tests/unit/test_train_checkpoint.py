@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from container.contract import SageMakerPaths
-from container.errors import UserError
+from container.errors import ConfigError, UserError
 from container.preprocessing import Preprocessing
 from tests.training import write_digits
 from train.channels import Channels, list_photos, split_validation
 from train.checkpoint import Checkpoint, discard_staged, load_newest, save_checkpoint
 from train.config import TrainConfig
 from train.distributed import ALONE
-from train.entrypoint import _prepare
+from train.entrypoint import _prepare, processes_for
 from train.graph import resnet_graph
 from train.job import Job
 from train.loop import Trainer
@@ -262,6 +262,13 @@ def test_a_folder_that_cannot_be_written_to_is_a_sentence_at_the_start_and_later
     content = Checkpoint(tensors={"x": torch.zeros(250_000)}, figures={})
     with pytest.raises(UserError, match=r"checkpoint-000000007-f, of 1 MB, cannot be written to .*; 4 need room"):
         save_checkpoint(tmp_path / "gone", 7, content, fingerprint="f")
+
+
+@pytest.mark.parametrize(("gpus", "wanted", "processes"), [(0, -1, 1), (0, 3, 3), (4, -1, 4), (4, 2, 2)])
+def test_a_process_for_each_gpu_unless_fewer_are_wanted(gpus: int, wanted: int, processes: int) -> None:
+    assert processes_for(gpus, wanted) == processes
+    with pytest.raises(ConfigError, match=r"processes_per_host is 5, but this host has 4 GPU"):
+        processes_for(4, 5)
 
 
 def test_jobs_that_share_a_folder_keep_their_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
