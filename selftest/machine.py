@@ -19,7 +19,7 @@ from selftest.report import Finding, failed, ok, warning
 from serve.config import ServeConfig
 from serve.machine import MIB, Machine
 from serve.shape import choose_shape
-from train.workers import worker_count
+from train.workers import largest_batch_bytes, worker_count
 
 # What makes networks fast, in the order in which CPUs learnt it.
 _FEATURES: Final = (
@@ -28,7 +28,7 @@ _FEATURES: Final = (
 )
 # A ResNet-50 in float32, and training's default batch of its photos.
 _NETWORK_BYTES: Final = 102 * 10**6
-_BATCH_BYTES: Final = 32 * 3 * 224 * 224 * 4
+_BATCH_BYTES: Final = largest_batch_bytes(batch_size=32, crop_size=224)
 
 
 def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Iterator[Finding]:

@@ -29,8 +29,8 @@ class Casualty:
     wake: bool = False
 
     @classmethod
-    def of(cls, error: BaseException, *, place: str) -> Casualty:
-        """`place` names the process to those who read the message."""
+    def of(cls, error: BaseException, *, place: str, asked: bool = False) -> Casualty:
+        """`place` names the process to those who read the message; `asked` says that the job itself was to stop."""
         known = isinstance(error, KennelError | Stopped)
         kind = "stopped" if isinstance(error, Stopped) else "user" if isinstance(error, UserError) else "other"
         message = str(error) if known else f"{type(error).__name__}: {error}"
@@ -38,8 +38,9 @@ class Casualty:
             message=message if kind != "other" else f"{message} ({place})",
             kind=kind,
             time=time.time(),
-            # gloo raises RuntimeError itself where a connection is lost, NCCL a DistError, which is one too.
-            wake=not known and isinstance(error, RuntimeError),
+            # gloo raises RuntimeError itself where a connection is lost, NCCL a DistError, which is one too; and where
+            # one process ends, torchrun sends SIGTERM to those beside it.
+            wake=(isinstance(error, Stopped) and not asked) or (not known and isinstance(error, RuntimeError)),
         )
 
     def error(self) -> BaseException:

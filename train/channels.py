@@ -31,7 +31,7 @@ VALIDATION_SHARE: Final = 0.2
 PHOTO_SUFFIXES: Final = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif")
 )
-_NUMBERED: Final = re.compile(r"(\d+)\.(.+)")
+_NUMBERED: Final = re.compile(r"(\d+)\.(\D.*)")  # "001.Affenpinscher", but no "0.5mm"
 _LAYOUT: Final = "laid out as training/<class>/*.jpg"
 # What macOS adds to archives: a twin of every folder, with nothing but "._*" files.
 _MACOS_TWIN: Final = "__MACOSX"
@@ -39,10 +39,11 @@ _MACOS_TWIN: Final = "__MACOSX"
 
 @dataclass(frozen=True)
 class Photo:
-    """A file and the index of its class."""
+    """A file and the index of its class; once it was looked at, what tells its bytes from others."""
 
     path: Path
     label: int
+    digest: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,9 +212,14 @@ def _in_order(names: Iterable[str], root: Path) -> list[str]:
             f"channel 'training' holds {len(found)} class folder(s) ({', '.join(found) or 'none'}) in {root}; "
             f"it needs at least 2, {_LAYOUT}"
         )
-    if all(_NUMBERED.fullmatch(name) for name in found):
-        found.sort(key=lambda name: int(name.partition(".")[0]))
-    return found
+    return [name for _, name in sorted(_numbers(found).items())] or found
+
+
+def _numbers(folder_names: Sequence[str]) -> dict[int, str]:
+    """The folders by number; empty unless each begins with one of its own, which is an index then, not a part of it."""
+    matches = [_NUMBERED.fullmatch(name) for name in folder_names]
+    numbers = {int(match[1]): match[0] for match in matches if match}
+    return numbers if len(numbers) == len(folder_names) else {}
 
 
 def _is_text(name: str) -> bool:
@@ -223,8 +229,7 @@ def _is_text(name: str) -> bool:
 
 def display_names(folder_names: Sequence[str]) -> tuple[str, ...]:
     """`001.Affenpinscher` is shown as `Affenpinscher`, where every folder is numbered and no two become the same."""
-    matches = [_NUMBERED.fullmatch(name) for name in folder_names]
-    shown = tuple(match[2] for match in matches if match)  # shorter where a folder has no number
+    shown = tuple(map(_unnumbered, folder_names)) if _numbers(folder_names) else ()
     return shown if len(set(shown)) == len(folder_names) else tuple(folder_names)
 
 

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from container.errors import UserError
 
 _KEEP: Final = 3
 _NAME: Final = re.compile(r"checkpoint-(?P<step>\d{9})-(?P<job>\w*)-[0-9a-f]{16}\.safetensors")
@@ -45,12 +47,19 @@ def write_whole(folder: Path, name: str, content: Checkpoint) -> Path:
     staged = folder / f".checkpoint-{os.getpid()}.tmp"
     # safetensors refuses tensors that share memory or have gaps.
     tensors = {key: value.detach().cpu().clone().contiguous() for key, value in content.tensors.items()}
-    save_file(tensors, staged, metadata={_HEADER: json.dumps(content.figures)})
-    with staged.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-        os.fsync(file.fileno())
-    path = folder / f"{name}-{digest}.safetensors"
-    staged.replace(path)
+    try:
+        save_file(tensors, staged, metadata={_HEADER: json.dumps(content.figures)})
+        with staged.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+            os.fsync(file.fileno())
+        path = folder / f"{name}-{digest}.safetensors"
+        staged.replace(path)
+    except (OSError, SafetensorError) as error:
+        staged.unlink(missing_ok=True)
+        size = sum(value.nbytes for value in tensors.values()) / 1e6
+        raise UserError(
+            f"{name}, of {size:.0f} MB, cannot be written to {folder} ({error}); {_KEEP + 1} need room there"
+        ) from error
     return path
 
 
@@ -60,8 +69,8 @@ def load_newest(folder: Path, *, fingerprint: str) -> Checkpoint | None:
     others = sum(bool(_NAME.fullmatch(path.name)) for path in folder.iterdir()) - len(own)
     if others:
         print(
-            f"warning: {others} checkpoint(s) in {folder} are of another job (other data or hyperparameters); "
-            "they are left alone, and not used",
+            f"warning: {others} checkpoint(s) in {folder} are of another job (other photos, pretrained weights or "
+            "hyperparameters); they are left alone, and not used",
             flush=True,
         )
     for path in own:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, get_type_hints
 
-from container.contract import VALIDATION_BEST_ACCURACY, metric_definitions
+from container.contract import VALIDATION_BEST_ACCURACY, SageMakerPaths, metric_definitions
 from container.errors import ConfigError
 from train.hyperparameters import Option, Range, limits, parse, tuning_ranges
 
@@ -125,9 +125,9 @@ class TrainConfig:
         """
         problems: list[str] = []
         parsed: dict[str, Any] = {}
-        for source in (values, command_line or {}):
-            for key, value in source.items():
-                problems += _take(key, value, parsed)
+        chosen = {_name(key): (key, value) for source in (values, command_line or {}) for key, value in source.items()}
+        for key, value in chosen.values():
+            problems += _take(key, value, parsed)
         if parsed.get("strategy") in ("head", "gradual") and parsed.get("pretrained") is False:
             problems.append(
                 f"strategy={parsed['strategy']} needs pretrained weights: without them it would freeze noise; use "
@@ -147,9 +147,13 @@ def options() -> dict[str, tuple[type, Option]]:
     return {entry.name: (kinds[entry.name], entry.metadata["option"]) for entry in fields(TrainConfig)}
 
 
+def _name(key: str) -> str:
+    return key.strip().lower().replace("-", "_")
+
+
 def _take(key: str, value: Any, parsed: dict[str, Any]) -> list[str]:
     """Put the value into `parsed`, or return what is wrong with it."""
-    name = key.strip().lower().replace("-", "_")
+    name = _name(key)
     if name in _SCRIPT_KEYS:
         return [
             f"hyperparameter {key!r} asks for a script of your own to be run; this image trains with its own program: "
@@ -185,6 +189,15 @@ def read_hyperparameters(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds {type(values).__name__}; expected an object of names and values")
     return values
+
+
+def checkpoint_folder(paths: SageMakerPaths) -> Path:
+    """/opt/ml/checkpoints, or the LocalPath that the job's CheckpointConfig names."""
+    try:
+        value = json.loads((paths.config / "checkpointconfig.json").read_text(encoding="utf-8"))
+        return Path(value.get("LocalPath") or paths.checkpoints)
+    except (OSError, ValueError, AttributeError, TypeError):
+        return paths.checkpoints
 
 
 def read_command_line(arguments: Sequence[str]) -> dict[str, str]:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from container.artifact import MANIFEST
 from container.contract import SageMakerPaths
-from container.errors import TrainingError, UserError
+from container.errors import ConfigError, TrainingError, UserError
 from train import toolkit
-from train.config import TrainConfig, describe, help_text, read_command_line, read_hyperparameters
+from train.config import TrainConfig, checkpoint_folder, describe, help_text, read_command_line, read_hyperparameters
 from train.failure import failure_text, write_failure
 from train.folders import discard_results, make_writable
 from train.rank import one_of_several, run_rank
@@ -90,12 +90,20 @@ def processes_of(config: TrainConfig) -> int:
     """Training processes of this host: one for each GPU unless the user says otherwise."""
     import torch
 
-    return config.processes_per_host if config.processes_per_host > 0 else max(1, torch.cuda.device_count())
+    return processes_for(torch.cuda.device_count(), config.processes_per_host)
+
+
+def processes_for(gpus: int, wanted: int) -> int:
+    """Raises ConfigError where processes would have to share a GPU, which NCCL refuses."""
+    if 0 < gpus < wanted:
+        raise ConfigError(f"processes_per_host is {wanted}, but this host has {gpus} GPU(s); give each process its own")
+    return wanted if wanted > 0 else max(1, gpus)
 
 
 def _prepare(paths: SageMakerPaths) -> None:
     """Make the folders that training writes to, without what an earlier run said of itself: containers are reused."""
-    for folder in (paths.model, paths.output_data):
+    checkpoints = checkpoint_folder(paths)
+    for folder in (paths.model, paths.output_data, *([checkpoints] if checkpoints.is_dir() else [])):
         make_writable(folder)
     try:
         tempfile.gettempdir()

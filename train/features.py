@@ -25,7 +25,7 @@ from train.data import EvaluationPhotos, Normaliser, evaluation_loader
 from train.distributed import ALONE, World
 from train.engine import session
 from train.graph import resnet_graph
-from train.model import HEAD
+from train.model import backbone_digest
 from train.stop import STOP
 from train.workers import usable_cores
 
@@ -71,7 +71,7 @@ def extract(
     name, found = "", list[list[Features]]()
     if world.from_first(shelf.folder is not None):
         name = f"features-{shelf.role}-{_key(model, photos, spec, round_size=round_size, world=world)}"
-        found = world.from_first(_take(shelf, name) if world.leads else [])[:rounds]
+        found = world.from_first(_take(shelf.folder, name) if shelf.folder and world.leads else [])[:rounds]
     kept = sum(len(part.labels) for parts in found for part in parts)
     batches = _batches(photos[len(found) * round_size :], spec, batch_size=batch_size, workers=workers)
     backbone = _backbone(model, spec, world)
@@ -90,13 +90,9 @@ def extract(
 
 def _key(model: ResNet, photos: Sequence[Photo], spec: Preprocessing, *, round_size: int, world: World) -> str:
     """What the features depend on: weights of the backbone, photos by process, preprocessing, and batches."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        if not name.startswith(HEAD):
-            digest.update(value.detach().cpu().contiguous().numpy())
-    names = world.gather([f"{photo.label}/{photo.path.name}" for photo in photos])
-    digest.update(json.dumps([names, spec.to_json(), round_size]).encode())
-    return digest.hexdigest()[:16]
+    seen = world.gather([f"{photo.label}/{photo.path.name}/{photo.digest}" for photo in photos])
+    described = json.dumps([backbone_digest(model), seen, spec.to_json(), round_size])
+    return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
 def _batches(
@@ -143,16 +139,13 @@ def _in_torch(model: ResNet, spec: Preprocessing, world: World) -> Backbone:
 # What is kept ---------------------------------------------------------------------------------------------------
 
 
-def _take(shelf: Shelf, name: str) -> list[list[Features]]:
-    """The rounds that are on disk, by process, up to the first that is missing or damaged; others' leftovers go."""
-    if shelf.folder is None:
-        return []
-    files = sorted(shelf.folder.glob(f"features-{shelf.role}-*.safetensors"))
-    for path in files:
-        if not path.name.startswith(name):
-            path.unlink(missing_ok=True)
+def _take(folder: Path, name: str) -> list[list[Features]]:
+    """The rounds that are on disk, by process, up to the first that is missing or damaged.
+
+    Other jobs' files are left alone, as their checkpoints are: jobs may share the folder, and run at the same time.
+    """
     rounds: list[list[Features]] = []
-    while found := _read(shelf.folder, f"{name}-{len(rounds):05}"):
+    while found := _read(folder, f"{name}-{len(rounds):05}"):
         rounds.append(found)
     return rounds
 

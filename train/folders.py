@@ -16,7 +16,8 @@ def make_writable(folder: Path) -> None:
     """Make the folder where it is not there. Raises UserError where nothing can be written to it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))  # A full disk still takes names.
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written to ({error.strerror}); mount a folder there that this user may write"

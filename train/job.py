@@ -13,14 +13,14 @@ from torch import nn
 
 from container.contract import SageMakerPaths
 from container.preprocessing import Preprocessing
-from train.config import TrainConfig
+from train.config import TrainConfig, checkpoint_folder
 from train.data import EvaluationPhotos, Normaliser, evaluation_loader
 from train.distributed import World
 from train.predictions import Predictions, predict
 from train.sets import ROLES, JobSets
 from train.stop import STOP
 from train.timeline import Timeline
-from train.workers import worker_count
+from train.workers import largest_batch_bytes, worker_count
 
 # Hyperparameters that change how a job runs, not what it computes: a job may be resumed with others.
 _INCIDENTAL: Final = (
@@ -39,6 +39,7 @@ class Job:
     sets: JobSets
     spec: Preprocessing
     timeline: Timeline = field(default_factory=Timeline)
+    pretrained: str = ""  # what tells the weights that training starts from from others, if it starts from any
 
     @property
     def evaluation_batch(self) -> int:
@@ -50,7 +51,7 @@ class Job:
         """Loader processes of each training process."""
         return worker_count(
             self.config.workers,
-            batch_bytes=max(self.config.batch_size, 4 * self.evaluation_batch) * 3 * self.spec.crop_size**2,
+            batch_bytes=largest_batch_bytes(self.config.batch_size, self.spec.crop_size),
             cuda=self.world.device.type == "cuda",
             processes=self.world.local_size,
         )
@@ -70,8 +71,10 @@ class Job:
     def fingerprint(self) -> str:
         """What a checkpoint must have been computed from to be gone on with."""
         settings = {name: value for name, value in self.config.to_json().items() if name not in _INCIDENTAL}
-        photos = [f"{role}/{photo.label}/{photo.path.name}" for role in ROLES for photo in self.sets.own(role)]
-        described = json.dumps([settings, self.sets.class_names, self.world.gather(photos)])
+        photos = [
+            f"{role}/{photo.label}/{photo.path.name}/{photo.digest}" for role in ROLES for photo in self.sets.own(role)
+        ]
+        described = json.dumps([settings, self.pretrained, self.sets.class_names, self.world.gather(photos)])
         return hashlib.sha256(described.encode()).hexdigest()[:16]
 
     def stopping(self) -> bool:
@@ -88,12 +91,3 @@ class Job:
             EvaluationPhotos(own, self.spec), batch_size=self.evaluation_batch, workers=min(self.workers, len(own))
         )
         return predict(model, loader, Normaliser(self.spec, self.world.device), world=self.world)
-
-
-def checkpoint_folder(paths: SageMakerPaths) -> Path:
-    """/opt/ml/checkpoints, or the LocalPath that the job's CheckpointConfig names."""
-    try:
-        value = json.loads((paths.config / "checkpointconfig.json").read_text(encoding="utf-8"))
-        return Path(value.get("LocalPath") or paths.checkpoints)
-    except (OSError, ValueError, AttributeError, TypeError):
-        return paths.checkpoints

@@ -74,6 +74,8 @@ class Trainer:
         self.bad_steps = 0
         self.last_checkpoint = time.monotonic()
         self.parallel = _parallel(model, self.world)
+        # BatchNorm's, which a forward pass writes: one that is no number would stay in them.
+        self.running_figures = [] if setting.batchnorm_frozen else list(model.buffers())
         self.begun: Iterator[tuple[Tensor, Tensor]] | None = None
 
     # The run ------------------------------------------------------------------------------------------------
@@ -107,6 +109,8 @@ class Trainer:
 
     def _run_epoch(self) -> bool:
         """Train and validate once; True if the job is to stop."""
+        batches = self.setting.batches
+        photos = sum(batches.size_of(step) for step in range(self.step_in_epoch, batches.steps))  # of a part, resumed
         started = time.perf_counter()
         waiting = self._train_epoch()
         if self._stopping():
@@ -117,10 +121,10 @@ class Trainer:
         found = self.setting.validate(self.ema.model)
         if self._stopping():
             return True
-        count, loss, correct = self.world.sum(self.sums).tolist()
-        rate = self.setting.batches.total / seconds
+        count, *sums = self.world.sum(self.sums)
+        loss, accuracy = (float(figure / count) for figure in sums)
         epoch = Epoch(
-            self.epoch, loss / count, correct / count, found.loss, found.accuracy, rate, seconds, waiting / seconds
+            self.epoch, loss, accuracy, found.loss, found.accuracy, photos / seconds, seconds, waiting / seconds
         )
         self.outcome.record(epoch, self._weights, found)
         if self.world.leads:
@@ -165,6 +169,7 @@ class Trainer:
     def _step(self, photos: Tensor, labels: Tensor) -> None:
         batches, config = self.setting.batches, self.setting.config
         set_rates(self.optimizer, rate_factor(self.outcome.steps, config.epochs * batches.steps))
+        before = [figure.clone() for figure in self.running_figures]
         with torch.autocast(photos.device.type, dtype=self.dtype, enabled=self.dtype is not None):
             logits = self.parallel(photos)
         losses = functional.cross_entropy(
@@ -178,19 +183,22 @@ class Trainer:
         loss = losses.sum() * self.world.size / batches.size_of(self.step_in_epoch)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        self._update()
-        real = labels >= 0
-        correct = (logits.detach().argmax(1) == labels)[real].sum()
-        self.sums += torch.stack([real.sum(), losses.detach().sum(), correct]).double().cpu()
+        if self._update():
+            real = labels >= 0
+            correct = (logits.detach().argmax(1) == labels)[real].sum()
+            self.sums += torch.stack([real.sum(), losses.detach().sum(), correct]).double().cpu()
+        else:
+            for figure, value in zip(self.running_figures, before, strict=True):
+                figure.copy_(value)
         self.step_in_epoch += 1
         self.outcome.steps += 1
         self.ema.update(self.model, self.outcome.steps)
 
-    def _update(self) -> None:
+    def _update(self) -> bool:
         """Move the weights, unless the gradients are not numbers: the same in all processes, which share them."""
         self.scaler.unscale_(self.optimizer)
         finite = math.isfinite(clip_gradients(self.model))
-        if finite or self.scaler.is_enabled():
+        if finite:
             self.scaler.step(self.optimizer)
         self.scaler.update()
         self.bad_steps = 0 if finite else self.bad_steps + 1
@@ -198,6 +206,7 @@ class Trainer:
         allowed = _MAX_BAD_STEPS if self.scaler.is_enabled() else min(_MAX_BAD_STEPS, self.setting.batches.steps)
         if self.bad_steps >= allowed:
             raise not_a_number(f"epoch {self.epoch}, step {self.step_in_epoch + 1}")
+        return finite
 
     # What is kept -------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import tempfile
@@ -59,6 +60,15 @@ def load_pretrained(model: nn.Module, architecture: str, *, channel: Path | None
             return str(path)
     _fill(model, _download(architecture), source="torchvision's download")
     return "torchvision's download"
+
+
+def backbone_digest(model: nn.Module) -> str:
+    """What tells the weights of all layers but the head from others."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        if not name.startswith(HEAD):
+            digest.update(value.detach().cpu().contiguous().numpy())
+    return digest.hexdigest()
 
 
 def _weights_file(channel: Path, architecture: str) -> Path:
@@ -125,9 +135,10 @@ def _download(architecture: str) -> dict[str, Tensor]:
 
 
 def _download_cache() -> Path:
-    usual = Path(torch.hub.get_dir(), "checkpoints")
-    nearest = next(parent for parent in (usual, *usual.parents) if parent.exists())
-    return usual if os.access(nearest, os.W_OK) else Path(tempfile.gettempdir(), "torch")
+    """Below TORCH_HOME, where that is set; no home folder is written to, which in a container may be root's."""
+    if "TORCH_HOME" in os.environ:
+        return Path(torch.hub.get_dir(), "checkpoints")
+    return Path(tempfile.gettempdir(), "torch")
 
 
 def _host(url: str) -> str:

@@ -28,8 +28,9 @@ class Predictions:
 
     @property
     def accuracy(self) -> float:
-        """Share of photos whose highest logit is the right one."""
-        return float((self.logits.argmax(1) == self.labels).mean())
+        """Share of photos whose highest logit is the right one; logits that are no numbers are wrong."""
+        numbers = np.isfinite(self.logits).all(1)  # The highest of NaNs is the first.
+        return float((numbers & (self.logits.argmax(1) == self.labels)).mean())
 
     @property
     def loss(self) -> float:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,16 +25,19 @@ from train.features import Features, Shelf, extract
 from train.head import fit_head, warm_up_head
 from train.job import Job
 from train.loop import Setting, Trainer
-from train.model import build_resnet, load_pretrained, quiet_branches
+from train.model import backbone_digest, build_resnet, load_pretrained, quiet_branches
 from train.outcome import Outcome
 from train.recipe import class_weights
 from train.saving import finish
 from train.sets import ROLES, check_leaks, check_photo_sets, open_photo_sets
 from train.timeline import Timeline
+from train.workers import threads_within_quota
 
 
 def run_job(paths: SageMakerPaths, config: TrainConfig, world: World = ALONE) -> None:
     """Train and leave an artifact in the model folder. Raises KennelError, or Stopped before anything can be saved."""
+    if world.size == 1:  # Those of several are told by who starts them.
+        keep_to_quota()
     timeline = Timeline()
     channels = find_channels(paths)
     with timeline.phase("looking at the photos"):
@@ -42,10 +49,18 @@ def run_job(paths: SageMakerPaths, config: TrainConfig, world: World = ALONE) ->
     spec = Preprocessing.for_image_size(config.image_size)
     job = Job(paths=paths, config=config, world=world, sets=sets, spec=spec, timeline=timeline)
     model = build_model(job, channels)
+    job = replace(job, pretrained=backbone_digest(model) if config.pretrained else "")
     announce(job)
     outcome = train_network(model.to(world.device), job)
     model.load_state_dict(outcome.state)
     finish(model, outcome, job)
+
+
+def keep_to_quota(env: Mapping[str, str] = os.environ, root: Path = Path("/")) -> None:
+    """torch counts the host's cores, and is throttled where the container may use fewer. OMP_NUM_THREADS is obeyed."""
+    threads = threads_within_quota(root)
+    if threads and "OMP_NUM_THREADS" not in env:
+        torch.set_num_threads(min(threads, torch.get_num_threads()))
 
 
 def report_findings(findings: Findings, paths: SageMakerPaths) -> None:

@@ -92,7 +92,7 @@ def open_photo_sets(channels: Channels, *, seed: int, world: World) -> tuple[Job
     names = {name for part in world.gather(class_folder_names(channels)) for name in part}
     listed = list_photos(channels, names)
     facts = _look(listed, world)
-    readable = without(listed, {path for path, fact in facts.items() if fact.fault})
+    readable = _with_digests(without(listed, {path for path, fact in facts.items() if fact.fault}), facts)
     for path, fact in facts.items():
         if fact.fault:
             world.say(f"warning: {path} is left out: {fact.fault}")
@@ -128,6 +128,13 @@ def _look(listed: PhotoSets, world: World) -> dict[Path, Facts]:
         found = (fact for part in parts for fact in part)
         facts |= {photo.path: fact for photo, fact in zip(sets.answered(role), found, strict=True)}
     return facts
+
+
+def _with_digests(sets: PhotoSets, facts: Mapping[Path, Facts]) -> PhotoSets:
+    def known(photos: Sequence[Photo]) -> tuple[Photo, ...]:
+        return tuple(replace(photo, digest=facts[photo.path].digest) for photo in photos)
+
+    return replace(sets, training=known(sets.training), validation=known(sets.validation), test=known(sets.test))
 
 
 def _findings(sets: JobSets, facts: Mapping[Path, Facts]) -> Findings:

@@ -19,10 +19,10 @@ from train.stop import STOP
 def main() -> int:
     """Train as this rank; return the exit code."""
     folder = Path(os.environ[RUN_FOLDER])
-    rank = int(os.environ["RANK"])
+    rank, asking = int(os.environ["RANK"]), folder / "stop"
     try:
         announce_process(folder, rank)
-        STOP.install(folder / "stop")
+        STOP.install(asking)
         sys.stdout = sys.stdout if rank == 0 else Path(os.devnull).open("w")  # noqa: SIM115 - for the process's life
         paths = SageMakerPaths.from_env()
         given = read_hyperparameters(paths.hyperparameters)
@@ -31,7 +31,9 @@ def main() -> int:
         run_job(paths, config, world)
         world.leave()
     except BaseException as error:  # The translator: the parent process tells SageMaker.
-        leave_word(folder, rank, Casualty.of(error, place=f"rank {rank}, host {os.environ[HOST]}"))
+        STOP.hold()  # A signal that comes now must not take the word away.
+        place = f"rank {rank}, host {os.environ[HOST]}"
+        leave_word(folder, rank, Casualty.of(error, place=place, asked=asking.exists()))
         traceback.print_exception(error)
         return 1
     return 0

@@ -8,31 +8,31 @@ import shutil
 from pathlib import Path
 from typing import Final
 
+from container.cgroup import usable_cpus
+
 # Batches that torch's DataLoader keeps in flight for a worker, and the one being made; twice, since the next epoch's
 # first are made while validation runs.
 _BATCHES_A_WORKER: Final = 6
 _MAX_WORKERS: Final = 8
+_SHARE: Final = 0.8  # of shared memory, that loaders may fill
 # Processes hand their batches over through shared memory. Docker gives 64 MB of it unless --shm-size says more.
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - not for files of ours
-_CGROUP_V2: Final = Path("/sys/fs/cgroup/cpu.max")
-_CGROUP_V1: Final = Path("/sys/fs/cgroup/cpu")
 
 
-def usable_cores() -> int:
-    """Cores that this process may use: by its affinity, and by the container's quota (cgroup v2 or v1)."""
-    return math.ceil(min(len(os.sched_getaffinity(0)), max(1, _quota())))
+def usable_cores(root: Path = Path("/")) -> int:
+    """Threads that can run at once, by affinity and by the container's quota; at least 1."""
+    return max(1, round(usable_cpus(root)))
 
 
-def _quota() -> float:
-    try:
-        if _CGROUP_V2.is_file():
-            quota, period = _CGROUP_V2.read_text().split()
-        else:
-            quota = (_CGROUP_V1 / "cpu.cfs_quota_us").read_text().strip()
-            period = (_CGROUP_V1 / "cpu.cfs_period_us").read_text()
-        return int(quota) / int(period) if quota not in ("max", "-1") else math.inf
-    except (OSError, ValueError):
-        return math.inf
+def threads_within_quota(root: Path = Path("/")) -> int:
+    """For an engine that counts the host's cores by itself: 0, its own choice, unless a quota leaves it fewer."""
+    cores = usable_cores(root)
+    return cores if cores < len(os.sched_getaffinity(0)) else 0
+
+
+def largest_batch_bytes(batch_size: int, crop_size: int) -> int:
+    """The size of the largest batch that a loader hands over: bytes of training, as evaluation's quarter of float32."""
+    return max(batch_size, 4) * 3 * crop_size**2
 
 
 def worker_count(
@@ -46,12 +46,13 @@ def worker_count(
     # Without a GPU the cores compute too; one is left to them.
     wanted = requested if requested >= 0 else min(_MAX_WORKERS, cores if cuda else max(1, cores - 1))
     free = shutil.disk_usage(shared_memory).free if shared_memory.is_dir() else 0
-    fitting = int(0.8 * free / (processes * batch_bytes * _BATCHES_A_WORKER))
+    each = processes * batch_bytes * _BATCHES_A_WORKER / _SHARE
+    fitting = int(free / each)
     if fitting >= wanted:
         return wanted
     print(
         f"warning: {shared_memory} has {free / 1e6:.0f} MB free, which is room for {fitting} of {wanted} loader "
-        f"processes; give the container more with --shm-size {math.ceil(wanted * batch_bytes * 4 / 1e9)}g",
+        f"processes; give the container more with --shm-size {math.ceil(wanted * each / 2**30)}g",
         flush=True,
     )
     return fitting

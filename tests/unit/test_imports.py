@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-STANDARD_LIBRARY_ONLY = ("container/contract.py", "container/errors.py")
+STANDARD_LIBRARY_ONLY = ("container/cgroup.py", "container/contract.py", "container/errors.py")
 PHOTOS_AND_ARTIFACT = tuple(
     f"container/{name}.py" for name in ("preprocessing", "artifact", "heatmap", "probabilities")
 )
@@ -33,7 +33,7 @@ def files(folder: str) -> list[Path]:
 
 
 @pytest.mark.parametrize("name", STANDARD_LIBRARY_ONLY)
-def test_contract_and_errors_need_the_standard_library_alone(name: str) -> None:
+def test_these_need_the_standard_library_alone(name: str) -> None:
     assert imported(ROOT / name) <= sys.stdlib_module_names
 
 

@@ -133,6 +133,9 @@ def test_a_broken_channel_configuration_is_named(paths: SageMakerPaths, content:
         (["001.Pug", "002.Pug"], ("001.Pug", "002.Pug")),
         (["001.Pug", "cat"], ("001.Pug", "cat")),
         (["0", "1"], ("0", "1")),
+        (["0.5mm", "1.0mm", "2.5cm"], ("0.5mm", "1.0mm", "2.5cm")),
+        (["1.A", "1.B", "2.C"], ("1.A", "1.B", "2.C")),
+        (["1.Pug", "2.Boxer 2.0"], ("Pug", "Boxer 2.0")),
     ],
 )
 def test_numbers_before_class_names_are_not_shown(folders: list[str], names: tuple[str, ...]) -> None:

@@ -11,22 +11,24 @@ import pytest
 import torch
 
 from container.contract import SageMakerPaths
+from container.errors import ConfigError, UserError
 from container.preprocessing import Preprocessing
 from tests.training import write_digits
 from train.channels import Channels, list_photos, split_validation
 from train.checkpoint import Checkpoint, discard_staged, load_newest, save_checkpoint
 from train.config import TrainConfig
 from train.distributed import ALONE
+from train.entrypoint import _prepare, processes_for
 from train.graph import resnet_graph
 from train.job import Job
 from train.loop import Trainer
-from train.model import build_resnet
+from train.model import backbone_digest, build_resnet
 from train.outcome import Epoch, Outcome
 from train.quantization import answers, quantize
 from train.results import Results
 from train.run import setting_of
 from train.saving import answer, prove_int8
-from train.sets import JobSets
+from train.sets import JobSets, open_photo_sets
 from train.stop import STOP, Stopped
 
 CONFIG = TrainConfig(
@@ -109,6 +111,13 @@ def test_a_job_stopped_anywhere_ends_bit_for_bit_as_if_it_had_not_been(tmp_path:
         assert_same(whole, finished)
 
 
+def test_the_rate_of_a_resumed_epoch_is_that_of_its_rest(tmp_path: Path) -> None:
+    work = job(tmp_path, dataclasses.replace(CONFIG, epochs=1))
+    run(work, stop_after=3)
+    epoch = run(work)[0].epochs[0]
+    assert epoch.images_per_second * epoch.seconds == pytest.approx(6 + 6)  # of 7, 7, 7, 6 and 6
+
+
 def test_a_job_that_had_ended_goes_straight_to_its_result(tmp_path: Path) -> None:
     work = job(tmp_path)
     first, _ = run(work)
@@ -140,6 +149,38 @@ def test_what_is_answered_for_a_part_of_the_photos_is_no_figure(tmp_path: Path) 
     for slow in (answers, quantize):
         with pytest.raises(Stopped):
             slow(network, photos, work.spec)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_step_whose_loss_is_no_number_leaves_no_trace(tmp_path: Path, precision: str) -> None:
+    """Neither in weights nor in BatchNorm's running figures; the epoch's figures, and the next step, are numbers."""
+    work = job(tmp_path, dataclasses.replace(CONFIG, precision=precision, ema_decay=0.0))
+    trainer = Trainer(build_resnet("resnet18", 3), setting_of(work, torch.ones(3)))
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1.0, enabled=precision == "float16")
+    photos, labels = torch.randn(8, 3, 32, 32), torch.arange(8) % 3
+    trainer._step(photos, labels)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    odd = photos.clone()
+    odd[0, 0, 0, 0] = torch.inf
+    trainer._step(odd, labels)
+    assert trainer.bad_steps == 1
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    trainer._step(photos, labels)
+    assert (trainer.bad_steps, trainer.sums[0].item()) == (0, 16)
+    assert trainer.sums.isfinite().all()
+    assert not torch.equal(trainer.model.state_dict()["conv1.weight"], before["conv1.weight"])
+
+
+def test_the_scale_of_float16s_gradients_is_kept_in_a_checkpoint(tmp_path: Path) -> None:
+    work = job(tmp_path, dataclasses.replace(CONFIG, precision="float16"))
+    trainer = Trainer(build_resnet("resnet18", 3), setting_of(work, torch.ones(3)))
+    first = trainer.scaler.get_scale()
+    trainer._step(torch.full((2, 3, 32, 32), torch.inf), torch.tensor([0, 1]))
+    trainer.checkpoint()
+    again = Trainer(build_resnet("resnet18", 3), setting_of(work, torch.ones(3)))
+    assert again.resume()
+    assert again.scaler.get_scale() == trainer.scaler.get_scale() < first
 
 
 def test_a_gradual_job_keeps_its_head_before_all_layers_learn(tmp_path: Path) -> None:
@@ -179,6 +220,25 @@ def test_what_does_not_change_the_result_may_change_between_runs(tmp_path: Path)
     assert one.fingerprint != job(tmp_path, dataclasses.replace(CONFIG, seed=1)).fingerprint
 
 
+def test_photos_that_were_replaced_and_other_pretrained_weights_make_another_job(tmp_path: Path) -> None:
+    """Names stay as they were: it is the bytes that count."""
+
+    def fingerprint(network: torch.nn.Module) -> str:
+        sets, _ = open_photo_sets(Channels(training=one.paths.channel("training")), seed=0, world=ALONE)
+        return dataclasses.replace(one, sets=sets, pretrained=backbone_digest(network)).fingerprint
+
+    one, network = job(tmp_path), build_resnet("resnet18", 3)
+    before = fingerprint(network)
+    torch.nn.init.zeros_(network.fc.weight)
+    assert fingerprint(network) == before
+    torch.nn.init.zeros_(network.conv1.weight)
+    other = fingerprint(network)
+    assert other != before
+    photo = one.sets.photos.training[0].path
+    photo.write_bytes(photo.with_name("013.png").read_bytes())
+    assert fingerprint(network) != other
+
+
 def test_only_the_last_few_checkpoints_are_kept_and_leftovers_go(tmp_path: Path) -> None:
     for step in range(5):
         save_checkpoint(tmp_path, step, Checkpoint(tensors={"x": torch.tensor([step])}, figures={}), fingerprint="f")
@@ -191,6 +251,24 @@ def test_only_the_last_few_checkpoints_are_kept_and_leftovers_go(tmp_path: Path)
     discard_staged(tmp_path)
     assert not list(tmp_path.glob(".*"))
     assert load_newest(tmp_path, fingerprint="f") is not None
+
+
+def test_a_folder_that_cannot_be_written_to_is_a_sentence_at_the_start_and_later(tmp_path: Path) -> None:
+    paths = SageMakerPaths(tmp_path)
+    paths.config.mkdir(parents=True)
+    (paths.config / "checkpointconfig.json").write_text('{"LocalPath": "/proc"}')
+    with pytest.raises(UserError, match=r"^/proc cannot be written to"):
+        _prepare(paths)
+    content = Checkpoint(tensors={"x": torch.zeros(250_000)}, figures={})
+    with pytest.raises(UserError, match=r"checkpoint-000000007-f, of 1 MB, cannot be written to .*; 4 need room"):
+        save_checkpoint(tmp_path / "gone", 7, content, fingerprint="f")
+
+
+@pytest.mark.parametrize(("gpus", "wanted", "processes"), [(0, -1, 1), (0, 3, 3), (4, -1, 4), (4, 2, 2)])
+def test_a_process_for_each_gpu_unless_fewer_are_wanted(gpus: int, wanted: int, processes: int) -> None:
+    assert processes_for(gpus, wanted) == processes
+    with pytest.raises(ConfigError, match=r"processes_per_host is 5, but this host has 4 GPU"):
+        processes_for(4, 5)
 
 
 def test_jobs_that_share_a_folder_keep_their_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,8 +77,9 @@ def test_a2_13_reserved_keys_are_ignored() -> None:
 
 
 def test_the_command_line_beats_the_file() -> None:
-    config = TrainConfig.from_hyperparameters({"epochs": "50", "seed": "7"}, read_command_line(["--epochs", "2"]))
-    assert (config.epochs, config.seed) == (2, 7)
+    given = {"epochs": "50", "seed": "7", "batch_size": "many"}
+    config = TrainConfig.from_hyperparameters(given, read_command_line(["--epochs", "2", "--batch-size", "8"]))
+    assert (config.epochs, config.seed, config.batch_size) == (2, 7, 8)
 
 
 @pytest.mark.parametrize(

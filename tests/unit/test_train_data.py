@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,8 @@ from train.data import (
     evaluation_loader,
     training_loader,
 )
-from train.workers import usable_cores, worker_count
+from train.run import keep_to_quota
+from train.workers import threads_within_quota, usable_cores, worker_count
 
 SPEC = Preprocessing.for_image_size(32)
 
@@ -41,12 +44,14 @@ def test_every_kind_of_photo_can_be_augmented(name: str) -> None:
 
 
 def test_a_crop_depends_on_seed_epoch_and_index_alone(photos: list[Photo]) -> None:
-    dataset = TrainingPhotos(photos, SPEC, seed=3, flip=True)
+    dataset = TrainingPhotos(photos, SPEC, seed=3, flip=True, randaugment=9)
+    generator = torch.get_rng_state()
     first = dataset[(2, 5, True)][0]
     dataset[(1, 4, True)]
     np.testing.assert_array_equal(first, dataset[(2, 5, True)][0])
-    others = [dataset[(3, 5, True)][0], TrainingPhotos(photos, SPEC, seed=4, flip=True)[(2, 5, True)][0]]
+    others = [dataset[(3, 5, True)][0], TrainingPhotos(photos, SPEC, seed=4, flip=True, randaugment=9)[(2, 5, True)][0]]
     assert all(not np.array_equal(first, other) for other in others)
+    assert torch.equal(torch.get_rng_state(), generator)
 
 
 def test_without_flip_no_photo_is_mirrored() -> None:
@@ -83,7 +88,7 @@ def test_loader_processes_change_nothing(photos: list[Photo]) -> None:
     def run(workers: int) -> list[torch.Tensor]:
         batches = TrainingBatches(len(photos), batch_size=5, seed=1)
         loader = training_loader(
-            TrainingPhotos(photos, SPEC, seed=1, flip=True), batches, workers=workers, pin_memory=False
+            TrainingPhotos(photos, SPEC, seed=1, flip=True, randaugment=9), batches, workers=workers, pin_memory=False
         )
         return [batch for batch, _ in loader]
 
@@ -103,6 +108,33 @@ def test_training_is_normalised_as_evaluation_is() -> None:
     ours = Normaliser(SPEC, torch.device("cpu"))(torch.from_numpy(pixels.copy())[None])
     np.testing.assert_allclose(ours[0].numpy(), normalise(picture(32, 32), SPEC), atol=1e-5)
     assert ours.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_engines_keep_to_a_containers_quota(tmp_path: Path) -> None:
+    """Without one they choose for themselves, as they did when results were first compared; OMP_NUM_THREADS wins."""
+    cgroup, before = tmp_path / "sys/fs/cgroup/a", torch.get_num_threads()
+    cgroup.mkdir(parents=True)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/a/b\n")
+    assert threads_within_quota(tmp_path) == 0
+    (cgroup / "cpu.max").write_text("110000 100000\n")
+    assert usable_cores(tmp_path) == 1
+    try:
+        torch.set_num_threads(2)
+        keep_to_quota({"OMP_NUM_THREADS": "2"}, tmp_path)
+        assert torch.get_num_threads() == 2
+        keep_to_quota({}, tmp_path)
+        assert torch.get_num_threads() == (1 if len(os.sched_getaffinity(0)) > 1 else 2)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_advised_shared_memory_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    assert worker_count(4, batch_bytes=free // 40, cuda=False, processes=2, shared_memory=tmp_path) < 4
+    advised = int(capsys.readouterr().out.split("--shm-size ")[1].removesuffix("g\n")) * 2**30
+    assert 0.8 * advised >= 4 * 2 * 6 * (free // 40)
+    assert 0.8 * (advised - 2**30) < 4 * 2 * 6 * (free // 40)
 
 
 def test_loader_processes_are_bounded_by_shared_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -76,11 +77,16 @@ def test_a_job_that_is_killed_goes_on_with_the_round_that_it_lacks(
     assert len(list(shelf.folder.glob("*-00002-*"))) == 1
 
 
-def test_features_of_another_job_are_not_used_and_go(photos: list[Photo], shelf: Shelf) -> None:
+def test_features_of_another_job_are_not_used_and_stay(
+    photos: list[Photo], shelf: Shelf, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert shelf.folder is not None
     run(photos[:8], shelf)
-    (shelf.folder / "features-validation-x.safetensors").touch()
+    kept = {path: path.read_bytes() for path in shelf.folder.iterdir()}
     other = run(photos[:8], shelf, seed=1)
     assert torch.equal(other.values, run(photos[:8], Shelf(), seed=1).values)
-    assert len(list(shelf.folder.glob("features-training-*"))) == 1
-    assert (shelf.folder / "features-validation-x.safetensors").exists()
+    replaced = [dataclasses.replace(photo, digest="of other bytes") for photo in photos[:8]]
+    run(replaced, shelf)
+    assert "kept from an earlier run" not in capsys.readouterr().out
+    assert len(list(shelf.folder.iterdir())) == 3
+    assert {path: path.read_bytes() for path in kept} == kept

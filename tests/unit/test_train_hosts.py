@@ -14,7 +14,7 @@ import torch
 
 from container.errors import ConfigError, TrainingError, UserError
 from tests.support import free_port, wait_until
-from train.casualty import Casualty, leave_word
+from train.casualty import Casualty, first_of, leave_word
 from train.config import TrainConfig
 from train.data import TrainingBatches
 from train.distributed import World
@@ -22,6 +22,7 @@ from train.hostlink import HostLink, meet
 from train.launch import failure_of
 from train.model import build_resnet
 from train.recipe import MovingAverage, build_optimizer, class_weights
+from train.stop import Stopped
 from train.topology import Topology, network_environment
 
 HOSTS = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
@@ -230,6 +231,16 @@ def test_the_first_failure_is_the_one_that_counts(tmp_path: Path) -> None:
     leave_word(tmp_path, 2, Casualty.of(ValueError("later"), place="rank 2"))
     assert isinstance(failure_of(tmp_path, 1).error(), UserError)
     assert failure_of(tmp_path, 1).message == "a mistake"
+
+
+def test_those_whom_torchrun_ends_beside_a_failed_process_were_not_asked_to_stop(tmp_path: Path) -> None:
+    cause, stopped = RuntimeError("DataLoader worker (pid 7) is killed"), Stopped("stopped by a signal")
+    words = [Casualty.of(cause, place="rank 1"), Casualty.of(stopped, place="rank 0")]
+    for rank, word in enumerate(words):
+        leave_word(tmp_path, rank, dataclasses.replace(word, time=rank))
+    assert failure_of(tmp_path, 1).message.startswith("RuntimeError: DataLoader worker")
+    asked = dataclasses.replace(Casualty.of(stopped, place="rank 0", asked=True), time=2.0)
+    assert first_of([*words, asked]) == asked
 
 
 def test_a_process_that_was_killed_is_named_rather_than_those_that_missed_it(tmp_path: Path) -> None:

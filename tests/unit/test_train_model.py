@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.message
 import io
+import tempfile
 import urllib.request
 import urllib.response
 from pathlib import Path
@@ -20,7 +21,7 @@ from torchvision.models.resnet import ResNet
 from container.errors import WeightsError
 from train.config import ARCHITECTURES, TrainConfig
 from train.graph import resnet_graph
-from train.model import build_resnet, load_pretrained, read_state_dict
+from train.model import _download_cache, build_resnet, load_pretrained, read_state_dict
 from train.recipe import build_optimizer, rate_factor
 
 
@@ -133,6 +134,14 @@ def test_a_download_that_fails_names_the_three_ways(tmp_path: Path, monkeypatch:
         monkeypatch.delenv(proxy, raising=False)
     with pytest.raises(WeightsError, match=r"channel 'pretrained'.*image.*reaches download\.pytorch\.org"):
         load_pretrained(build_resnet("resnet18", 2), "resnet18", channel=None, image=tmp_path)
+
+
+def test_a_download_goes_to_no_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container with a root user it may be root's, and nothing is to lie outside /tmp and /opt/ml."""
+    monkeypatch.delenv("TORCH_HOME", raising=False)
+    assert _download_cache() == Path(tempfile.gettempdir(), "torch")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert _download_cache() == tmp_path / "hub" / "checkpoints"
 
 
 class _Forged(urllib.request.HTTPSHandler):

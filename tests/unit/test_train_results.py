@@ -43,6 +43,11 @@ def predictions(count: int, *, classes: int = 4, sharpness: float = 1.0, seed: i
     return Predictions((logits * sharpness).astype(np.float32), labels.astype(np.int64))
 
 
+def test_logits_that_are_no_numbers_are_never_right() -> None:
+    logits = np.array([[np.nan, np.nan], [3.0, 1.0], [np.inf, 0.0]], np.float32)
+    assert Predictions(logits, np.zeros(3, np.int64)).accuracy == pytest.approx(1 / 3)
+
+
 @pytest.mark.parametrize("sharpness", [0.25, 1.0, 3.0])
 def test_the_temperature_undoes_over_and_under_confidence(sharpness: float) -> None:
     found = predictions(4000, sharpness=sharpness)
