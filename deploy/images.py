@@ -13,6 +13,7 @@ from deploy.errors import DeployError
 from deploy.programs import find_engine
 
 _DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
+_IN_ECR = re.compile(r"(\d{12})\.dkr\.ecr\.[^/]+/(.+)@(sha256:[0-9a-f]{64})")
 
 
 def image_uri(aws: Aws, tag: str) -> str:
@@ -31,6 +32,21 @@ def image_uri(aws: Aws, tag: str) -> str:
             f"image '{repository}:{tag}' is not in ECR of {aws.profile.region}: ./build_and_push.sh {tag}"
         )
     return f"{found['repositories'][0]['repositoryUri']}@{answer['imageDetails'][0]['imageDigest']}"
+
+
+def tags(aws: Aws, uri: str) -> list[str]:
+    """What the image of a digest URI is called in ECR; nothing where it is not there, or not ours to ask."""
+    found = _IN_ECR.fullmatch(uri)
+    if found is None:
+        return []
+    account, repository, digest = found.groups()
+    answer = aws.found(
+        *("ecr", "describe_images", "ImageNotFoundException", "RepositoryNotFoundException", "AccessDeniedException"),
+        registryId=account,
+        repositoryName=repository,
+        imageIds=[{"imageDigest": digest}],
+    )
+    return answer["imageDetails"][0].get("imageTags", []) if answer else []
 
 
 def description(image: str, *, file: Path | None = None) -> dict[str, Any]:
