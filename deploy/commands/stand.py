@@ -69,4 +69,18 @@ def _base_stack(aws: Aws) -> stacks.Stack:
         "OwnsRepository": str(profile.owns_repository).lower(),
         "VpcTraining": str(bool(profile.training.subnets)).lower(),
     }
-    return stacks.Stack(profile.base_stack, stacks.read_template("base"), parameters, adopts=True)
+    return stacks.Stack(profile.base_stack, _with_literal_names(aws), parameters, adopts=True)
+
+
+def _with_literal_names(aws: Aws) -> str:
+    """The base template as a change set can adopt by it: resources whose names are functions are not looked for.
+
+    CloudFormation's user guide, "Import AWS resources into a CloudFormation stack automatically".
+    """
+    template = stacks.read_template("base")
+    for name, function in {
+        f'BucketName: "{aws.bucket}"': 'BucketName: !Sub "${Name}-${Stage}-${AWS::AccountId}-${AWS::Region}"',
+        f'RepositoryName: "{aws.profile.repository}"': "RepositoryName: !Ref RepositoryName",
+    }.items():
+        template = template.replace(function, name)
+    return template

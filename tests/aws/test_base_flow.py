@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import boto3
 
+from tests.aws.cloudformation import load
 from tests.aws.conftest import BUCKET, Run, Sent
 
 
@@ -21,6 +22,11 @@ def test_the_change_set_adopts_what_exists_and_names_its_capabilities(run: Run, 
     assert request["ImportExistingResources"] is True
     assert "CAPABILITY_NAMED_IAM" in request["Capabilities"]
     assert {"ParameterKey": "OwnsRepository", "ParameterValue": "true"} in request["Parameters"]
+    # AWS adopts no resource whose name is a function (Ref, Sub), and the names must be those of before.
+    adopted = load(request["TemplateBody"])["Resources"]
+    assert adopted["Bucket"]["Properties"]["BucketName"] == BUCKET
+    assert adopted["Repository"]["Properties"]["RepositoryName"] == "kennel"
+    assert {one["DeletionPolicy"] for one in (adopted["Bucket"], adopted["Repository"])} == {"RetainExceptOnCreate"}
 
 
 def test_a_plan_leaves_nothing_behind(run: Run, sent: Sent) -> None:
