@@ -20,7 +20,10 @@ VARIANT = "all"
 ASYNC_WAIT_S = 900
 # AWS's rule for SageMakerVariantInvocationsPerInstance: max requests a second x safety factor x 60 seconds.
 SAFETY_FACTOR = 0.5
-_OF_FUNCTION = ("Name", "Stage", "CodeKey", "Variant", "AllowedUrlHosts", "AllowedBuckets", "Tracing")
+_OF_FUNCTION = (
+    *("Name", "Stage", "CodeKey", "Variant", "AllowedUrlHosts", "AllowedBuckets", "Tracing", "FunctionTimeout"),
+    *("TopK", "LegacyResponse", "ResultPrefix", "CorsOrigins"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +75,16 @@ def app_parameters(aws: Aws, release: Release) -> dict[str, str]:
         "AllowedUrlHosts": ",".join(function.allowed_url_hosts),
         "AllowedBuckets": ",".join(function.allowed_buckets),
         "Tracing": function.tracing,
+        "FunctionTimeout": function.timeout_s,
+        "TopK": function.top_k or "",
+        "LegacyResponse": function.legacy_response,
+        "ResultPrefix": function.result_prefix,
+        "CorsOrigins": ",".join(function.cors_origins),
     }
     if function.allowed_buckets:
         arns = [f"arn:{aws.partition}:s3:::{bucket}" for bucket in function.allowed_buckets]
         values["ReadableObjects"] = ",".join(f"{arn}/*" for arn in arns)
-        values["WritableObjects"] = ",".join(f"{arn}/results/*" for arn in arns)
+        values["WritableObjects"] = ",".join(f"{arn}/{function.result_prefix}*" for arn in arns)
     parameters = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in values.items()}
     return {**parameters, "FunctionDigest": _function_digest(parameters)}
 

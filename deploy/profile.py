@@ -64,6 +64,12 @@ class Function:
     allowed_url_hosts: tuple[str, ...] = ()
     allowed_buckets: tuple[str, ...] = ()
     tracing: bool = False
+    timeout_s: int = 75
+    top_k: int = 0
+    legacy_response: bool = False
+    result_prefix: str = "results/"
+    cors_origins: tuple[str, ...] = ()
+    pillow: bool = False
 
 
 @dataclass(frozen=True)
@@ -177,6 +183,11 @@ def _inconsistencies(profile: Profile) -> list[str]:
         f"function.url '{function.url}' must be one of off, iam, public": function.url in ("off", "iam", "public"),
         f"function.provisioned_concurrency {function.provisioned_concurrency} does not fit into reserved_concurrency "
         f"{function.reserved_concurrency}": 1 <= function.provisioned_concurrency <= function.reserved_concurrency,
+        f"function.timeout_s {function.timeout_s} must be from 10 to 900": 10 <= function.timeout_s <= 900,
+        f"function.top_k {function.top_k} must be from 1 to 9999, or 0 for the model's": 0 <= function.top_k <= 9999,
+        f"function.result_prefix '{function.result_prefix}' must be a folder's key that ends with a slash": bool(
+            re.fullmatch(r"[^/].*/", function.result_prefix)
+        ),
         "an asynchronous endpoint answers in S3, which the function does not wait for: set function.enabled = false": (
             endpoint.variant != "async" or not function.enabled
         ),

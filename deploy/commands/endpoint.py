@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from typing import Annotated
 
 import typer
@@ -35,7 +36,7 @@ def endpoint_apply(
     doctor.require_credentials(aws)
     artifact = _artifact(aws, model)
     endpoint.require_model(aws, artifact)
-    code = lambda_zip.build()
+    code = _function_zip(aws)
     release = endpoint.Release(
         image=images.image_uri(aws, image), model=artifact, code_key=f"functions/{code.sha256}.zip"
     )
@@ -117,7 +118,7 @@ def endpoint_notify(
     remove: Annotated[bool, typer.Option("--remove", help="Take the notification away.")] = False,
     plan: PlanOnly = False,
 ) -> None:
-    """Let a bucket tell the function of each new photo; answers go to its results/. Its other notifications stay."""
+    """Let a bucket tell the function of each new photo; answers go to result_prefix. Its other notifications stay."""
     aws = aws_of(context)
     ours = None if remove else notifications.entry(aws, prefix)
     if ours:
@@ -157,6 +158,15 @@ def _artifact(aws: Aws, model: str) -> str:
     if found.state not in ("Completed", "Stopped") or not found.artifact:
         raise DeployError(f"{found.kind} job '{model}' is {found.state} and has left no artifact; {found.failure}")
     return found.artifact
+
+
+def _function_zip(aws: Aws) -> lambda_zip.LambdaZip:
+    try:
+        return lambda_zip.build(with_pillow=aws.profile.function.pillow)
+    except subprocess.CalledProcessError as error:
+        raise DeployError(
+            "pip could not get Pillow, as it said above: mend that, or set function.pillow = false"
+        ) from error
 
 
 def _upload_code(aws: Aws, key: str, data: bytes) -> None:

@@ -126,6 +126,17 @@ def test_a_model_that_is_not_there_is_refused_first(run: Run, ready: None, sent:
     assert sent.writes == []
 
 
+def test_pillow_that_cannot_be_had_is_a_sentence(
+    run: Run, ready: None, sent: Sent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    file = tmp_path / "pillow.toml"
+    file.write_text(PROFILES + "[shared.function]\npillow = true\n")
+    answer = run("endpoint", "apply", "--model", MODEL, "--image", ONE, "--yes", profiles=file)
+    assert "pip could not get Pillow" in answer.error
+    assert sent.writes == []
+
+
 def test_status_without_an_endpoint_says_how_to_get_one(run: Run, ready: None) -> None:
     assert "`endpoint apply`" in run("endpoint", "status").error
 

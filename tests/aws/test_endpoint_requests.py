@@ -12,6 +12,7 @@ from typing import Any
 import botocore.session
 import pytest
 
+from config import Config
 from deploy.aws import Aws
 from deploy.endpoint import Release, app_parameters
 from deploy.profile import VARIANTS
@@ -104,6 +105,47 @@ def test_multi_model_tells_the_container() -> None:
     assert container["Environment"] == {"SAGEMAKER_MULTI_MODEL": "true"}
 
 
+# What a profile can say of the function itself.
+SETTINGS: dict[str, Any] = {
+    "allowed_url_hosts": ("images.example.com",),
+    "allowed_buckets": ("photos", "more-photos"),
+    "tracing": True,
+    "timeout_s": 29,
+    "top_k": 3,
+    "legacy_response": True,
+    "result_prefix": "labels/",
+    "cors_origins": ("https://shop.example.com",),
+}
+
+
+def _function_of(aws: Aws, **settings: Any) -> dict[str, Any]:
+    """The app stack's resources with these settings of the function."""
+    aws.profile = dataclasses.replace(aws.profile, function=dataclasses.replace(aws.profile.function, **settings))
+    release = Release(image=PARAMETERS["ImageUri"], model=PARAMETERS["ModelDataUrl"], code_key="functions/1.zip")
+    return resources(read_template("app"), app_parameters(aws, release))
+
+
+def test_the_function_reads_the_profiles_settings(aws: Aws) -> None:
+    as_is = _function_of(aws)["Function"]
+    assert Config.from_env(as_is["Environment"]["Variables"]) == Config(endpoint_name="kennel-dev")
+    found = _function_of(aws, **SETTINGS)
+    assert Config.from_env(found["Function"]["Environment"]["Variables"]) == Config(
+        endpoint_name="kennel-dev",
+        allowed_url_hosts=frozenset({"images.example.com"}),
+        allowed_buckets=frozenset({"photos", "more-photos"}),
+        top_k=3,
+        legacy_response=True,
+        result_prefix="labels/",
+        cors_origins=frozenset({"https://shop.example.com"}),
+        function_timeout_s=29,
+    )
+    assert (as_is["Timeout"], found["Function"]["Timeout"]) == ("75", "29")
+    (writes,) = [
+        one for one in found["FunctionRole"]["Policies"][0]["PolicyDocument"]["Statement"] if "Write" in one["Sid"]
+    ]
+    assert writes["Resource"] == "arn:aws:s3:::photos/labels/*,arn:aws:s3:::more-photos/labels/*"
+
+
 def test_the_functions_digest_follows_the_function_and_nothing_else(aws: Aws) -> None:
     release = Release(image="i", model="m", code_key="functions/1.zip")
     profile = aws.profile
@@ -114,8 +156,8 @@ def test_the_functions_digest_follows_the_function_and_nothing_else(aws: Aws) ->
 
     as_is = digest()
     assert digest(dataclasses.replace(release, code_key="functions/2.zip")) != as_is
-    hosts = dataclasses.replace(profile.function, allowed_url_hosts=("images.example.com",))
-    assert digest(function=hosts) != as_is
+    for name, value in SETTINGS.items():
+        assert digest(function=dataclasses.replace(profile.function, **{name: value})) != as_is, name
     assert digest(dataclasses.replace(release, image="j", model="n")) == as_is
     assert digest(endpoint=dataclasses.replace(profile.endpoint, max_instances=9)) == as_is
 

@@ -311,4 +311,6 @@ def test_the_zip_is_built_for_the_function_that_the_template_makes(resources: di
     assert function["Runtime"] == lambda_zip.RUNTIME
     assert function["Architectures"] == [lambda_zip.ARCHITECTURE]
     assert function["Handler"] == lambda_zip.HANDLER
-    assert function["Environment"]["Variables"]["FUNCTION_TIMEOUT_S"] == str(function["Timeout"])
+    assert (
+        function["Environment"]["Variables"]["FUNCTION_TIMEOUT_S"] == function["Timeout"] == {"Ref": "FunctionTimeout"}
+    )

@@ -43,6 +43,9 @@ variant = "fast"
 max_instances = 0
 [dev.function]
 provisioned_concurrency = 20
+timeout_s = 5
+top_k = -1
+result_prefix = "/results"
 [dev.training]
 spot = "yes"
 subnets = ["subnet-1"]
@@ -58,6 +61,9 @@ subnets = ["subnet-1"]
         "endpoint.variant 'fast' must be one of",
         "endpoint.max_instances 0 is below min_instances 1",
         "provisioned_concurrency 20 does not fit into reserved_concurrency 10",
+        "function.timeout_s 5 must be from 10 to 900",
+        "function.top_k -1 must be from 1 to 9999, or 0 for the model's",
+        "function.result_prefix '/results' must be a folder's key that ends with a slash",
         "setting 'training.spot' is 'yes'; it must be true or false",
         "subnets and training.security_groups go together",
     ):
