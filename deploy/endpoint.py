@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,10 @@ VARIANT = "all"
 ASYNC_WAIT_S = 900
 # AWS's rule for SageMakerVariantInvocationsPerInstance: max requests a second x safety factor x 60 seconds.
 SAFETY_FACTOR = 0.5
+# The image's CUDA 13 (container/requirements-torch-cuda.txt) needs NVIDIA's driver 580, which of SageMaker's hosts this
+# one has; the usual one of a GPU has 470 to 550 (API reference, ProductionVariant).
+GPU_AMI = "al2023-ami-sagemaker-inference-gpu-4-1"
+_GPU_TYPE = re.compile(r"ml\.[gp]\d")
 _OF_FUNCTION = (
     *("Name", "Stage", "CodeKey", "Variant", "AllowedUrlHosts", "AllowedBuckets", "Tracing", "FunctionTimeout"),
     *("TopK", "LegacyResponse", "ResultPrefix", "CorsOrigins"),
@@ -56,6 +61,7 @@ def app_parameters(aws: Aws, release: Release) -> dict[str, str]:
         "ModelDataUrl": release.model,
         "Variant": endpoint.variant,
         "InstanceType": endpoint.instance_type,
+        "InferenceAmi": GPU_AMI if _GPU_TYPE.match(endpoint.instance_type) else "",
         "MinInstances": endpoint.min_instances,
         "MaxInstances": endpoint.max_instances,
         "ScalingTarget": endpoint.scaling_target,

@@ -6,6 +6,7 @@ CloudFormation hands these properties to CreateModel, CreateEndpointConfig, Crea
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +15,9 @@ import pytest
 
 from config import Config
 from deploy.aws import Aws
-from deploy.endpoint import Release, app_parameters
+from deploy.endpoint import GPU_AMI, Release, app_parameters
 from deploy.profile import VARIANTS
-from deploy.stacks import read_template
+from deploy.stacks import TEMPLATES, read_template
 from tests.aws.cloudformation import resources
 from tests.aws.model_check import violations
 
@@ -28,6 +29,9 @@ PARAMETERS = {
     "ModelDataUrl": "s3://kennel-dev-bucket/jobs/dogs-1/output/model.tar.gz",
     "CodeKey": "functions/x.zip",
 }
+
+RELEASE = Release(image=PARAMETERS["ImageUri"], model=PARAMETERS["ModelDataUrl"], code_key="functions/1.zip")
+CUDA_LOCK = TEMPLATES.parents[1] / "container/requirements-torch-cuda.txt"
 
 
 def _shape(service: str, operation: str) -> Any:
@@ -91,6 +95,21 @@ def test_serverless_has_none_of_what_it_does_not_know() -> None:
     assert set(variant) == {"VariantName", "ModelName", "InitialVariantWeight", "ServerlessConfig"}
 
 
+@pytest.mark.parametrize(
+    ("kind", "ami"), [("ml.g4dn.xlarge", GPU_AMI), ("ml.p4d.24xlarge", GPU_AMI), ("ml.c6i.xlarge", None)]
+)
+def test_a_gpu_gets_a_host_whose_driver_knows_the_images_cuda(aws: Aws, kind: str, ami: str | None) -> None:
+    aws.profile = dataclasses.replace(
+        aws.profile, endpoint=dataclasses.replace(aws.profile.endpoint, instance_type=kind)
+    )
+    config = resources(read_template("app"), app_parameters(aws, RELEASE))["EndpointConfig"]
+    assert config["ProductionVariants"][0].get("InferenceAmiVersion") == ami
+    config["ProductionVariants"][0]["ModelName"] = "m"
+    _fits("sagemaker", "CreateEndpointConfig", {**config, "EndpointConfigName": "c"})
+    # By botocore's ProductionVariant, this host has driver 580, for CUDA 13.0: a newer CUDA needs another one.
+    assert re.search(r"^cuda-toolkit==13\.0\.", CUDA_LOCK.read_text(), re.MULTILINE)
+
+
 @pytest.mark.parametrize("wanted", ["true", "false"])
 def test_detailed_metrics_are_said_either_way(wanted: str) -> None:
     """A configuration that says nothing of detailed observability has it, and is billed for it."""
@@ -121,8 +140,7 @@ SETTINGS: dict[str, Any] = {
 def _function_of(aws: Aws, **settings: Any) -> dict[str, Any]:
     """The app stack's resources with these settings of the function."""
     aws.profile = dataclasses.replace(aws.profile, function=dataclasses.replace(aws.profile.function, **settings))
-    release = Release(image=PARAMETERS["ImageUri"], model=PARAMETERS["ModelDataUrl"], code_key="functions/1.zip")
-    return resources(read_template("app"), app_parameters(aws, release))
+    return resources(read_template("app"), app_parameters(aws, RELEASE))
 
 
 def test_the_function_reads_the_profiles_settings(aws: Aws) -> None:
