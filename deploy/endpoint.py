@@ -109,6 +109,21 @@ def require_model(aws: Aws, model: str) -> None:
         raise DeployError(f"nothing lies at {model}: `status JOB` names a finished job's artifact")
 
 
+def require_same_variant(aws: Aws, stack: stacks.Stack) -> None:
+    """Raise where the endpoint that stands is of another variant: UpdateEndpoint makes none into another.
+
+    Developer guide, "Update a serverless endpoint"; of AsyncInferenceConfig it says that it "cannot be removed".
+    """
+    standing = stacks.describe(aws, stack.name) or {}
+    parameters = {entry["ParameterKey"]: entry["ParameterValue"] for entry in standing.get("Parameters", [])}
+    before, after = parameters.get("Variant"), stack.parameters["Variant"]
+    if before not in (None, after):
+        raise DeployError(
+            f"the endpoint that stands is {before}, and AWS cannot make it {after}: `endpoint destroy` first (models "
+            "and images stay), then `endpoint apply`"
+        )
+
+
 def advice(profile: Profile) -> tuple[str, ...]:
     """What the settings imply that the reader may not expect."""
     return (*_advice(profile), load_prices().caveat)

@@ -40,7 +40,7 @@ def endpoint_apply(
     release = endpoint.Release(
         image=images.image_uri(aws, image), model=artifact, code_key=f"functions/{code.sha256}.zip"
     )
-    quota = _quota_notes(aws)
+    quota = (quotas.require_endpoint(aws), quotas.require_concurrency(aws))
     if not plan:
         _upload_code(aws, release.code_key, code.data)
     _apply_app(aws, endpoint.app_stack(aws, release), notes=quota, plan_only=plan, yes=yes)
@@ -135,6 +135,7 @@ def endpoint_notify(
 
 def _apply_app(aws: Aws, stack: stacks.Stack, *, notes: tuple[str, ...], plan_only: bool, yes: bool) -> None:
     """As `apply`, and where it hangs or fails, with what the container has to say."""
+    endpoint.require_same_variant(aws, stack)
     try:
         apply(
             aws,
@@ -173,10 +174,3 @@ def _upload_code(aws: Aws, key: str, data: bytes) -> None:
     """The key is the zip's sha256: what is there already is the same."""
     if aws.profile.function.enabled and aws.found("s3", "head_object", "404", Bucket=aws.bucket, Key=key) is None:
         aws.call("s3", "put_object", Bucket=aws.bucket, Key=key, Body=data)
-
-
-def _quota_notes(aws: Aws) -> tuple[str, ...]:
-    settings = aws.profile.endpoint
-    if settings.variant == "serverless":
-        return ()
-    return (quotas.require_sagemaker(aws, settings.instance_type, use="endpoint", count=settings.min_instances),)
