@@ -20,7 +20,12 @@ def image_uri(aws: Aws, tag: str) -> str:
     """REPOSITORY@sha256:… of a tag; a full digest URI is returned as it is."""
     if _DIGEST.fullmatch(tag):
         return tag
-    repository = aws.profile.repository
+    repository, owner = aws.profile.repository, aws.profile.repository_account
+    if owner not in ("", aws.account):
+        raise DeployError(
+            f"repository '{repository}' is of account {owner}, where tags may move: name the image by its digest, "
+            "REPOSITORY@sha256:…, as build_and_push.sh printed it there"
+        )
     found = aws.found("ecr", "describe_repositories", "RepositoryNotFoundException", repositoryNames=[repository])
     if found is None:
         raise DeployError(f"repository '{repository}' is not in ECR of {aws.profile.region}: ./build_and_push.sh {tag}")

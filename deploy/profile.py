@@ -83,6 +83,8 @@ class Profile:
     aws_profile: str = ""
     repository: str = "kennel"
     owns_repository: bool = False
+    pull_accounts: tuple[str, ...] = ()
+    repository_account: str = ""
     training: Training = dataclasses.field(default_factory=Training)
     endpoint: Endpoint = dataclasses.field(default_factory=Endpoint)
     function: Function = dataclasses.field(default_factory=Function)
@@ -174,8 +176,16 @@ def _inconsistencies(profile: Profile) -> list[str]:
         f"name '{profile.name}' must be 2 to 20 lower-case letters, digits and hyphens": bool(
             NAME_PATTERN.fullmatch(profile.name)
         ),
-        f"account '{profile.account}' must be 12 digits": not profile.account
-        or bool(re.fullmatch(r"\d{12}", profile.account)),
+        **{
+            f"account '{account}' must be 12 digits": bool(re.fullmatch(r"\d{12}", account))
+            for account in filter(None, (profile.account, profile.repository_account, *profile.pull_accounts))
+        },
+        "owns_repository and repository_account (another account's) exclude each other": (
+            not profile.owns_repository or not profile.repository_account
+        ),
+        "pull_accounts are of the stage that has owns_repository = true": (
+            profile.owns_repository or not profile.pull_accounts
+        ),
         f"endpoint.variant '{endpoint.variant}' must be one of {', '.join(VARIANTS)}": endpoint.variant in VARIANTS,
         f"endpoint.max_instances {endpoint.max_instances} is below min_instances {endpoint.min_instances}": (
             1 <= endpoint.min_instances <= endpoint.max_instances

@@ -67,6 +67,8 @@ def _base_stack(aws: Aws) -> stacks.Stack:
         "Stage": profile.stage,
         "RepositoryName": profile.repository,
         "OwnsRepository": str(profile.owns_repository).lower(),
+        "RepositoryAccount": profile.repository_account or aws.account,
+        "PullAccounts": ",".join(profile.pull_accounts),
         "VpcTraining": str(bool(profile.training.subnets)).lower(),
     }
     return stacks.Stack(profile.base_stack, _with_literal_names(aws), parameters, adopts=True)

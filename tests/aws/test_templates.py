@@ -24,6 +24,8 @@ VALUES = {
     "Stage": "dev",
     "Bucket": "kennel-dev-bucket",
     "RepositoryName": "kennel",
+    "RepositoryAccount": "123456789012",
+    "PullAccounts": ["210987654321"],
     "AWS::AccountId": "123456789012",
     "AWS::Region": "eu-west-3",
     "AWS::Partition": "aws",

@@ -36,6 +36,7 @@ def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
 [shared]
 nam = "kennel"
 account = "12"
+pull_accounts = ["all"]
 [dev]
 region = 3
 [dev.endpoint]
@@ -57,6 +58,8 @@ subnets = ["subnet-1"]
         "stage 'qa' is none of dev, staging, prod",
         "setting 'nam' is unknown; did you mean 'name'?",
         "account '12' must be 12 digits",
+        "account 'all' must be 12 digits",
+        "pull_accounts are of the stage that has owns_repository = true",
         "setting 'region' is 3; it must be a string",
         "endpoint.variant 'fast' must be one of",
         "endpoint.max_instances 0 is below min_instances 1",
