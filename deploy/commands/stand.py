@@ -69,9 +69,20 @@ def _base_stack(aws: Aws) -> stacks.Stack:
         "OwnsRepository": str(profile.owns_repository).lower(),
         "RepositoryAccount": profile.repository_account or aws.account,
         "PullAccounts": ",".join(profile.pull_accounts),
-        "VpcTraining": str(bool(profile.training.subnets)).lower(),
+        "TrainingNetwork": ",".join(_training_network(aws)),
     }
     return stacks.Stack(profile.base_stack, _with_literal_names(aws), parameters, adopts=True)
+
+
+def _training_network(aws: Aws) -> list[str]:
+    """The ARNs of what an interface of a training job is made from: the profile's subnets and security groups."""
+    training = aws.profile.training
+    if not training.subnets:
+        return []
+    subnets = [f"subnet/{name}" for name in training.subnets]
+    groups = [f"security-group/{name}" for name in training.security_groups]
+    place = f"arn:{aws.partition}:ec2:{aws.profile.region}:{aws.account}"
+    return [f"{place}:{name}" for name in ("network-interface/*", *subnets, *groups)]
 
 
 def _with_literal_names(aws: Aws) -> str:

@@ -61,9 +61,22 @@ def test_another_account_pulls_by_digest_what_was_tested(run: Run, sent: Sent, t
         images.image_uri(Aws(Profile.load("prod", file)), "v1")
 
 
-def test_alone_nobody_else_pulls(run: Run, base: None, sent: Sent) -> None:
+def test_training_attaches_to_the_named_network_alone(run: Run, sent: Sent, tmp_path: Path) -> None:
+    file = tmp_path / "network.toml"
+    network = 'subnets = ["subnet-1"]\nsecurity_groups = ["sg-1"]\n'
+    file.write_text(PROFILES.replace("[shared.training]\n", f"[shared.training]\n{network}"))
+    assert run("base", "apply", "--yes", profiles=file).code == 0
+    statements = _resources(sent.one("CreateChangeSet"))["TrainingInVpc"]["PolicyDocument"]["Statement"]
+    named = {one["Sid"]: one["Resource"] for one in statements}
+    made_of = [one.removeprefix(f"arn:aws:ec2:{REGION}:{ACCOUNT}:") for one in named["AttachInterfaces"].split(",")]
+    assert made_of == ["network-interface/*", "subnet/subnet-1", "security-group/sg-1"]
+
+
+def test_alone_nobody_else_pulls_and_no_network_is_entered(run: Run, base: None, sent: Sent) -> None:
     assert run("base", "apply", "--yes").code == 0
-    assert "RepositoryPolicyText" not in _resources(sent.one("CreateChangeSet"))["Repository"]
+    made = _resources(sent.one("CreateChangeSet"))
+    assert "RepositoryPolicyText" not in made["Repository"]
+    assert "TrainingInVpc" not in made
 
 
 def _resources(request: dict[str, Any]) -> dict[str, Any]:
