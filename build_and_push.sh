@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Build the image, push it to Amazon ECR under the git revision, and print its digest URI alone on the last line.
+# Build the image, push it to Amazon ECR under its version, and print its digest URI alone on the last line.
 set -euo pipefail
 
 usage() {
   cat >&2 <<'TEXT'
 usage: ./build_and_push.sh [--dirty] [TAG]
 
-  TAG            a second tag beside the git revision: dev, staging, prod and latest may move, any other is immutable
-  --dirty        build from a tree with uncommitted changes, tagged REVISION-dirty-HASH
+  TAG            a second tag beside the version: dev, staging, prod and latest may move, any other is immutable
+  --dirty        build from a tree with uncommitted changes, whose revision is REVISION-dirty-HASH
 
 environment
   AWS_PROFILE, AWS_REGION   as the aws command reads them
@@ -17,12 +17,14 @@ environment
   PLATFORM                  default linux/amd64; linux/arm64 for Graviton
   BASE, TORCH, PRETRAINED…  the settings of container/build.sh
 
-Safe to repeat: a revision that is already there is not built again. Progress goes to standard error.
+The version is the git revision and each setting that is not the default: REVISION-resnet50-cpu-arm64, for example.
+Safe to repeat: a version that is already there is not built again. Progress goes to standard error.
 TEXT
   exit "$1"
 }
 
 readonly REPOSITORY=${KENNEL_REPOSITORY:-kennel}
+readonly PLATFORM=${PLATFORM:-linux/amd64}
 readonly MOVING_TAGS='dev staging prod latest'
 readonly LIFECYCLE='{"rules":[{"rulePriority":1,"description":"untagged images only","selection":{"tagStatus":"untagged","countType":"sinceImagePushed","countUnit":"days","countNumber":14},"action":{"type":"expire"}}]}'
 SECRETS=$(mktemp -d)
@@ -64,7 +66,7 @@ choose_engine() {
   command -v aws >/dev/null || die 'the aws command is missing: pip install awscli'
 }
 
-# The revision names the image, so the tree must be the revision.
+# The revision is the first part of the version, so the tree must be the revision.
 find_revision() {
   revision=$(git rev-parse --short=12 HEAD 2>/dev/null) || die 'this folder is no git repository with a commit: the revision names the image'
   [[ -n $(git status --porcelain) ]] || return 0
@@ -72,6 +74,21 @@ find_revision() {
   local change
   change=$( (git diff HEAD --binary && git ls-files --others --exclude-standard -z | xargs -0 -r sha256sum) | sha256sum)
   revision+=-dirty-${change:0:12}
+}
+
+# One revision makes as many images as there are settings. Those of free text are told apart by a hash: a tag is short.
+name_version() {
+  version=$revision${PRETRAINED:+-$PRETRAINED}
+  [[ ${TORCH:-cuda} == cuda ]] || version+=-$TORCH
+  [[ $PLATFORM == linux/amd64 ]] || version+=-${PLATFORM#linux/}
+  [[ ${BASE:-debian:bookworm-slim} == debian:bookworm-slim ]] || version+=-base-$(short_hash "$BASE")
+  [[ ${RUN_AS:-root} == root ]] || version+=-user-$(short_hash "$RUN_AS")
+}
+
+short_hash() {
+  local hash
+  hash=$(printf '%s' "$1" | sha256sum)
+  printf '%s' "${hash:0:8}"
 }
 
 find_repository() {
@@ -118,8 +135,8 @@ log_in() {
 }
 
 build() {
-  say "building $uri:$revision"
-  ENGINE=$engine IMAGE=$uri:$revision REVISION=$revision PLATFORM=${PLATFORM:-linux/amd64} container/build.sh >&2 ||
+  say "building $uri:$version"
+  ENGINE=$engine IMAGE=$uri:$version REVISION=$revision PLATFORM=$PLATFORM container/build.sh >&2 ||
     die 'the build failed: its last lines are above'
 }
 
@@ -137,24 +154,24 @@ push() {
 build_and_push() {
   build
   log_in
-  push "$revision"
+  push "$version"
   digest=$(<"$SECRETS/digest")
   if [[ -n $tag ]]; then
-    "$engine" tag "$uri:$revision" "$uri:$tag" && push "$tag"
+    "$engine" tag "$uri:$version" "$uri:$tag" && push "$tag"
   fi
 }
 
-# Give a revision that ECR holds already its second tag, without pulling it.
+# Give a version that ECR holds already its second tag, without pulling it.
 move_tag() {
   [[ -n $tag ]] || return 0
   local tagged
   tagged=$(digest_of "$tag")
   [[ $tagged != "$digest" ]] || return 0
-  say "tagging $revision as $tag"
-  aws ecr batch-get-image --repository-name "$REPOSITORY" --image-ids "imageTag=$revision" \
-    --query 'images[0].imageManifest' --output text >"$SECRETS/manifest" || die "reading the manifest of $revision failed"
+  say "tagging $version as $tag"
+  aws ecr batch-get-image --repository-name "$REPOSITORY" --image-ids "imageTag=$version" \
+    --query 'images[0].imageManifest' --output text >"$SECRETS/manifest" || die "reading the manifest of $version failed"
   # --output text adds one newline, which the substitution takes off again; ECR refuses a manifest of another digest.
-  attempt "tagging $revision as '$tag' (a tag other than: $MOVING_TAGS; never moves)" \
+  attempt "tagging $version as '$tag' (a tag other than: $MOVING_TAGS; never moves)" \
     aws ecr put-image --repository-name "$REPOSITORY" --image-tag "$tag" \
     --image-digest "$digest" --image-manifest "$(<"$SECRETS/manifest")" >/dev/null
 }
@@ -164,10 +181,11 @@ main() {
   cd "$(dirname "${BASH_SOURCE[0]}")"
   choose_engine
   find_revision
+  name_version
   find_repository
-  digest=$(digest_of "$revision")
+  digest=$(digest_of "$version")
   if [[ -n $digest ]]; then
-    say "$uri:$revision is there already"
+    say "$uri:$version is there already"
     move_tag
   else
     build_and_push

@@ -13,9 +13,6 @@ from deploy.datasets import require_private_bucket
 from deploy.errors import DeployError
 from deploy.programs import find_engine
 
-# Lambda keeps this many concurrent calls unreserved; a new account may have no more than these in all.
-_UNRESERVED = 100
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -79,35 +76,12 @@ def _training_quota(aws: Aws) -> str:
     )
 
 
-def _endpoint_quota(aws: Aws) -> str:
-    endpoint = aws.profile.endpoint
-    if endpoint.variant == "serverless":
-        return "a serverless endpoint uses none"
-    # A blue/green update holds the old fleet and the new one at the same time.
-    return quotas.require_sagemaker(aws, endpoint.instance_type, use="endpoint", count=2 * endpoint.max_instances)
-
-
-def _concurrency(aws: Aws) -> str:
-    function = aws.profile.function
-    if not function.enabled:
-        return "no function in this profile"
-    limits = aws.call("lambda", "get_account_settings")["AccountLimit"]
-    free, needed = limits["UnreservedConcurrentExecutions"], function.reserved_concurrency + _UNRESERVED
-    if free < needed and limits["ConcurrentExecutions"] < needed:
-        raise DeployError(
-            f"the account may run {limits['ConcurrentExecutions']} functions at a time; reserving "
-            f"{function.reserved_concurrency} must leave {_UNRESERVED}: ask Service Quotas for 1,000 'Concurrent "
-            "executions' of Lambda (it costs nothing), or set function.enabled = false until then"
-        )
-    return f"{free} concurrent calls are free; {function.reserved_concurrency} will be reserved"
-
-
 _Checks = dict[str, Callable[[Aws], str]]
 _HERE: _Checks = {"container engine": _engine, "the aws command": _aws_command, "credentials": _credentials}
 _IN_THE_ACCOUNT: _Checks = {
     "base stack": _base_stack,
     "bucket": _bucket,
     "quota for training": _training_quota,
-    "quota for the endpoint": _endpoint_quota,
-    "concurrency for the function": _concurrency,
+    "quota for the endpoint": quotas.require_endpoint,
+    "concurrency for the function": quotas.require_concurrency,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,14 @@ VARIANT = "all"
 ASYNC_WAIT_S = 900
 # AWS's rule for SageMakerVariantInvocationsPerInstance: max requests a second x safety factor x 60 seconds.
 SAFETY_FACTOR = 0.5
-_OF_FUNCTION = ("Name", "Stage", "CodeKey", "Variant", "AllowedUrlHosts", "AllowedBuckets", "Tracing")
+# The image's CUDA 13 (container/requirements-torch-cuda.txt) needs NVIDIA's driver 580, which of SageMaker's hosts this
+# one has; the usual one of a GPU has 470 to 550 (API reference, ProductionVariant).
+GPU_AMI = "al2023-ami-sagemaker-inference-gpu-4-1"
+_GPU_TYPE = re.compile(r"ml\.[gp]\d")
+_OF_FUNCTION = (
+    *("Name", "Stage", "CodeKey", "Variant", "AllowedUrlHosts", "AllowedBuckets", "Tracing", "FunctionTimeout"),
+    *("TopK", "LegacyResponse", "ResultPrefix", "CorsOrigins"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +61,7 @@ def app_parameters(aws: Aws, release: Release) -> dict[str, str]:
         "ModelDataUrl": release.model,
         "Variant": endpoint.variant,
         "InstanceType": endpoint.instance_type,
+        "InferenceAmi": GPU_AMI if _GPU_TYPE.match(endpoint.instance_type) else "",
         "MinInstances": endpoint.min_instances,
         "MaxInstances": endpoint.max_instances,
         "ScalingTarget": endpoint.scaling_target,
@@ -72,11 +81,16 @@ def app_parameters(aws: Aws, release: Release) -> dict[str, str]:
         "AllowedUrlHosts": ",".join(function.allowed_url_hosts),
         "AllowedBuckets": ",".join(function.allowed_buckets),
         "Tracing": function.tracing,
+        "FunctionTimeout": function.timeout_s,
+        "TopK": function.top_k or "",
+        "LegacyResponse": function.legacy_response,
+        "ResultPrefix": function.result_prefix,
+        "CorsOrigins": ",".join(function.cors_origins),
     }
     if function.allowed_buckets:
         arns = [f"arn:{aws.partition}:s3:::{bucket}" for bucket in function.allowed_buckets]
         values["ReadableObjects"] = ",".join(f"{arn}/*" for arn in arns)
-        values["WritableObjects"] = ",".join(f"{arn}/results/*" for arn in arns)
+        values["WritableObjects"] = ",".join(f"{arn}/{function.result_prefix}*" for arn in arns)
     parameters = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in values.items()}
     return {**parameters, "FunctionDigest": _function_digest(parameters)}
 
@@ -93,6 +107,21 @@ def require_model(aws: Aws, model: str) -> None:
     answer = aws.call("s3", "list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1)
     if not answer.get("KeyCount"):
         raise DeployError(f"nothing lies at {model}: `status JOB` names a finished job's artifact")
+
+
+def require_same_variant(aws: Aws, stack: stacks.Stack) -> None:
+    """Raise where the endpoint that stands is of another variant: UpdateEndpoint makes none into another.
+
+    Developer guide, "Update a serverless endpoint"; of AsyncInferenceConfig it says that it "cannot be removed".
+    """
+    standing = stacks.describe(aws, stack.name) or {}
+    parameters = {entry["ParameterKey"]: entry["ParameterValue"] for entry in standing.get("Parameters", [])}
+    before, after = parameters.get("Variant"), stack.parameters["Variant"]
+    if before not in (None, after):
+        raise DeployError(
+            f"the endpoint that stands is {before}, and AWS cannot make it {after}: `endpoint destroy` first (models "
+            "and images stay), then `endpoint apply`"
+        )
 
 
 def advice(profile: Profile) -> tuple[str, ...]:

@@ -13,13 +13,19 @@ from deploy.errors import DeployError
 from deploy.programs import find_engine
 
 _DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
+_IN_ECR = re.compile(r"(\d{12})\.dkr\.ecr\.[^/]+/(.+)@(sha256:[0-9a-f]{64})")
 
 
 def image_uri(aws: Aws, tag: str) -> str:
     """REPOSITORY@sha256:… of a tag; a full digest URI is returned as it is."""
     if _DIGEST.fullmatch(tag):
         return tag
-    repository = aws.profile.repository
+    repository, owner = aws.profile.repository, aws.profile.repository_account
+    if owner not in ("", aws.account):
+        raise DeployError(
+            f"repository '{repository}' is of account {owner}, where tags may move: name the image by its digest, "
+            "REPOSITORY@sha256:…, as build_and_push.sh printed it there"
+        )
     found = aws.found("ecr", "describe_repositories", "RepositoryNotFoundException", repositoryNames=[repository])
     if found is None:
         raise DeployError(f"repository '{repository}' is not in ECR of {aws.profile.region}: ./build_and_push.sh {tag}")
@@ -31,6 +37,21 @@ def image_uri(aws: Aws, tag: str) -> str:
             f"image '{repository}:{tag}' is not in ECR of {aws.profile.region}: ./build_and_push.sh {tag}"
         )
     return f"{found['repositories'][0]['repositoryUri']}@{answer['imageDetails'][0]['imageDigest']}"
+
+
+def tags(aws: Aws, uri: str) -> list[str]:
+    """What the image of a digest URI is called in ECR; nothing where it is not there, or not ours to ask."""
+    found = _IN_ECR.fullmatch(uri)
+    if found is None:
+        return []
+    account, repository, digest = found.groups()
+    answer = aws.found(
+        *("ecr", "describe_images", "ImageNotFoundException", "RepositoryNotFoundException", "AccessDeniedException"),
+        registryId=account,
+        repositoryName=repository,
+        imageIds=[{"imageDigest": digest}],
+    )
+    return answer["imageDetails"][0].get("imageTags", []) if answer else []
 
 
 def description(image: str, *, file: Path | None = None) -> dict[str, Any]:

@@ -64,6 +64,12 @@ class Function:
     allowed_url_hosts: tuple[str, ...] = ()
     allowed_buckets: tuple[str, ...] = ()
     tracing: bool = False
+    timeout_s: int = 75
+    top_k: int = 0
+    legacy_response: bool = False
+    result_prefix: str = "results/"
+    cors_origins: tuple[str, ...] = ()
+    pillow: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,8 @@ class Profile:
     aws_profile: str = ""
     repository: str = "kennel"
     owns_repository: bool = False
+    pull_accounts: tuple[str, ...] = ()
+    repository_account: str = ""
     training: Training = dataclasses.field(default_factory=Training)
     endpoint: Endpoint = dataclasses.field(default_factory=Endpoint)
     function: Function = dataclasses.field(default_factory=Function)
@@ -168,8 +176,16 @@ def _inconsistencies(profile: Profile) -> list[str]:
         f"name '{profile.name}' must be 2 to 20 lower-case letters, digits and hyphens": bool(
             NAME_PATTERN.fullmatch(profile.name)
         ),
-        f"account '{profile.account}' must be 12 digits": not profile.account
-        or bool(re.fullmatch(r"\d{12}", profile.account)),
+        **{
+            f"account '{account}' must be 12 digits": bool(re.fullmatch(r"\d{12}", account))
+            for account in filter(None, (profile.account, profile.repository_account, *profile.pull_accounts))
+        },
+        "owns_repository and repository_account (another account's) exclude each other": (
+            not profile.owns_repository or not profile.repository_account
+        ),
+        "pull_accounts are of the stage that has owns_repository = true": (
+            profile.owns_repository or not profile.pull_accounts
+        ),
         f"endpoint.variant '{endpoint.variant}' must be one of {', '.join(VARIANTS)}": endpoint.variant in VARIANTS,
         f"endpoint.max_instances {endpoint.max_instances} is below min_instances {endpoint.min_instances}": (
             1 <= endpoint.min_instances <= endpoint.max_instances
@@ -177,6 +193,11 @@ def _inconsistencies(profile: Profile) -> list[str]:
         f"function.url '{function.url}' must be one of off, iam, public": function.url in ("off", "iam", "public"),
         f"function.provisioned_concurrency {function.provisioned_concurrency} does not fit into reserved_concurrency "
         f"{function.reserved_concurrency}": 1 <= function.provisioned_concurrency <= function.reserved_concurrency,
+        f"function.timeout_s {function.timeout_s} must be from 10 to 900": 10 <= function.timeout_s <= 900,
+        f"function.top_k {function.top_k} must be from 1 to 9999, or 0 for the model's": 0 <= function.top_k <= 9999,
+        f"function.result_prefix '{function.result_prefix}' must be a folder's key that ends with a slash": bool(
+            re.fullmatch(r"[^/].*/", function.result_prefix)
+        ),
         "an asynchronous endpoint answers in S3, which the function does not wait for: set function.enabled = false": (
             endpoint.variant != "async" or not function.enabled
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from typing import Annotated
 
 import typer
@@ -35,11 +36,11 @@ def endpoint_apply(
     doctor.require_credentials(aws)
     artifact = _artifact(aws, model)
     endpoint.require_model(aws, artifact)
-    code = lambda_zip.build()
+    code = _function_zip(aws)
     release = endpoint.Release(
         image=images.image_uri(aws, image), model=artifact, code_key=f"functions/{code.sha256}.zip"
     )
-    quota = _quota_notes(aws)
+    quota = (quotas.require_endpoint(aws), quotas.require_concurrency(aws))
     if not plan:
         _upload_code(aws, release.code_key, code.data)
     _apply_app(aws, endpoint.app_stack(aws, release), notes=quota, plan_only=plan, yes=yes)
@@ -117,7 +118,7 @@ def endpoint_notify(
     remove: Annotated[bool, typer.Option("--remove", help="Take the notification away.")] = False,
     plan: PlanOnly = False,
 ) -> None:
-    """Let a bucket tell the function of each new photo; answers go to its results/. Its other notifications stay."""
+    """Let a bucket tell the function of each new photo; answers go to result_prefix. Its other notifications stay."""
     aws = aws_of(context)
     ours = None if remove else notifications.entry(aws, prefix)
     if ours:
@@ -134,6 +135,7 @@ def endpoint_notify(
 
 def _apply_app(aws: Aws, stack: stacks.Stack, *, notes: tuple[str, ...], plan_only: bool, yes: bool) -> None:
     """As `apply`, and where it hangs or fails, with what the container has to say."""
+    endpoint.require_same_variant(aws, stack)
     try:
         apply(
             aws,
@@ -159,14 +161,16 @@ def _artifact(aws: Aws, model: str) -> str:
     return found.artifact
 
 
+def _function_zip(aws: Aws) -> lambda_zip.LambdaZip:
+    try:
+        return lambda_zip.build(with_pillow=aws.profile.function.pillow)
+    except subprocess.CalledProcessError as error:
+        raise DeployError(
+            "pip could not get Pillow, as it said above: mend that, or set function.pillow = false"
+        ) from error
+
+
 def _upload_code(aws: Aws, key: str, data: bytes) -> None:
     """The key is the zip's sha256: what is there already is the same."""
     if aws.profile.function.enabled and aws.found("s3", "head_object", "404", Bucket=aws.bucket, Key=key) is None:
         aws.call("s3", "put_object", Bucket=aws.bucket, Key=key, Body=data)
-
-
-def _quota_notes(aws: Aws) -> tuple[str, ...]:
-    settings = aws.profile.endpoint
-    if settings.variant == "serverless":
-        return ()
-    return (quotas.require_sagemaker(aws, settings.instance_type, use="endpoint", count=settings.min_instances),)

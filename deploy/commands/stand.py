@@ -67,6 +67,33 @@ def _base_stack(aws: Aws) -> stacks.Stack:
         "Stage": profile.stage,
         "RepositoryName": profile.repository,
         "OwnsRepository": str(profile.owns_repository).lower(),
-        "VpcTraining": str(bool(profile.training.subnets)).lower(),
+        "RepositoryAccount": profile.repository_account or aws.account,
+        "PullAccounts": ",".join(profile.pull_accounts),
+        "TrainingNetwork": ",".join(_training_network(aws)),
     }
-    return stacks.Stack(profile.base_stack, stacks.read_template("base"), parameters, adopts=True)
+    return stacks.Stack(profile.base_stack, _with_literal_names(aws), parameters, adopts=True)
+
+
+def _training_network(aws: Aws) -> list[str]:
+    """The ARNs of what an interface of a training job is made from: the profile's subnets and security groups."""
+    training = aws.profile.training
+    if not training.subnets:
+        return []
+    subnets = [f"subnet/{name}" for name in training.subnets]
+    groups = [f"security-group/{name}" for name in training.security_groups]
+    place = f"arn:{aws.partition}:ec2:{aws.profile.region}:{aws.account}"
+    return [f"{place}:{name}" for name in ("network-interface/*", *subnets, *groups)]
+
+
+def _with_literal_names(aws: Aws) -> str:
+    """The base template as a change set can adopt by it: resources whose names are functions are not looked for.
+
+    CloudFormation's user guide, "Import AWS resources into a CloudFormation stack automatically".
+    """
+    template = stacks.read_template("base")
+    for name, function in {
+        f'BucketName: "{aws.bucket}"': 'BucketName: !Sub "${Name}-${Stage}-${AWS::AccountId}-${AWS::Region}"',
+        f'RepositoryName: "{aws.profile.repository}"': "RepositoryName: !Ref RepositoryName",
+    }.items():
+        template = template.replace(function, name)
+    return template

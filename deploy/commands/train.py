@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from deploy import datasets, doctor, ec2, images, jobs, quotas, training
+from deploy import datasets, doctor, ec2, images, jobs, quotas, training, weights
 from deploy.aws import Aws
 from deploy.commands import watch
 from deploy.commands.common import Context, PlanOnly, aws_of, proceed, say
@@ -223,7 +223,7 @@ def _sagemaker_plan(
         steps=(Step("run", what, request),),
         cost=f"{'' if trials == 1 else 'each '}{_estimate(job, data)}; "
         + ceiling_words(settings.instance_type, hours=settings.max_hours, instances=hosts, spot=settings.spot),
-        notes=(*notes, load_prices().caveat),
+        notes=(*notes, *weights.require(aws, job, offline=settings.isolated), load_prices().caveat),
     )
 
 
@@ -239,7 +239,7 @@ def _ec2_plan(aws: Aws, job: Job, data: DataSet, request: dict[str, Any], group:
         title="on EC2",
         steps=tuple(steps),
         cost=f"{_estimate(job, data, sagemaker=False)}; {ceiling}",
-        notes=(f"artifact: {job.artifact}", quota, load_prices().caveat),
+        notes=(f"artifact: {job.artifact}", quota, *weights.require(aws, job, offline=True), load_prices().caveat),
     )
 
 

@@ -61,7 +61,7 @@ class _Reader:
             return node
         if len(node) == 1:
             ((kind, inner),) = node.items()
-            if kind in ("Ref", "Fn::GetAtt", "Fn::If", "Fn::Sub"):
+            if kind in ("Ref", "Fn::GetAtt", "Fn::If", "Fn::Sub", "Fn::Join"):
                 return self._function(kind, inner)
         return {key: value for key, one in node.items() if (value := self.filled(one)) is not _NOTHING}
 
@@ -70,6 +70,8 @@ class _Reader:
             return self.filled(inner[1] if self.holds(inner[0]) else inner[2])
         if kind == "Fn::GetAtt":
             return ".".join(inner)
+        if kind == "Fn::Join":  # of a list that is a parameter, which is one text here
+            return self.filled(inner[1]).replace(",", inner[0])
         if kind == "Ref":
             return _NOTHING if inner == "AWS::NoValue" else self.values.get(inner, inner)
         for name, value in self.values.items():

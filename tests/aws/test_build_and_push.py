@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -69,10 +70,15 @@ def _git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _commit(folder: Path) -> str:
+def _commit(folder: Path) -> None:
     _git(folder, "add", "--all")
     _git(folder, "commit", "--quiet", "--message", "x")
-    return _git(folder, "rev-parse", "--short=12", "HEAD")
+
+
+def _version(project: Path) -> str:
+    """What the script calls the image of HEAD that `_push` builds, whose base is not the usual one."""
+    base = hashlib.sha256(_NOTHING.encode()).hexdigest()[:8]
+    return f"{_git(project, 'rev-parse', '--short=12', 'HEAD')}-base-{base}"
 
 
 def _push(
@@ -130,8 +136,7 @@ def test_a_push_prints_the_digest_that_the_registry_holds(
 ) -> None:
     done = _push(project, aws_env, "staging", engine=engine)
     assert done.returncode == 0, done.stderr
-    revision = _git(project, "rev-parse", "--short=12", "HEAD")
-    held = _manifest(revision)
+    held = _manifest(_version(project))
     assert done.stdout == f"{registry}/kennel@{held['digest']}\n"
     assert _manifest("staging")["digest"] == held["digest"]
     # One manifest, no index of manifests: SageMaker takes nothing else.
@@ -151,25 +156,50 @@ def test_the_repository_is_made_as_promised(project: Path, aws_env: dict[str, st
     assert [rule["selection"]["tagStatus"] for rule in policy["rules"]] == ["untagged"]
 
 
-def test_a_revision_that_is_there_is_not_built_again(project: Path, aws_env: dict[str, str], registry: str) -> None:
+def test_a_version_that_is_there_is_not_built_again(project: Path, aws_env: dict[str, str], registry: str) -> None:
     first = _push(project, aws_env)
-    revision = _git(project, "rev-parse", "--short=12", "HEAD")
-    _tell_moto(revision)
+    version = _version(project)
+    _tell_moto(version)
     again = _push(project, aws_env, "prod")
     assert (again.returncode, again.stdout) == (0, first.stdout), again.stderr
     assert "building" not in again.stderr
-    assert sorted(_images()[0]["imageTags"]) == sorted([revision, "prod"])
+    assert sorted(_images()[0]["imageTags"]) == sorted([version, "prod"])
+
+
+def test_another_setting_is_another_image_of_the_same_revision(project: Path, aws_env: dict[str, str]) -> None:
+    (project / "container/requirements-torch-cpu.txt").touch()
+    _commit(project)
+    revision = _git(project, "rev-parse", "--short=12", "HEAD")
+    ecr: Any = boto3.client("ecr")
+    ecr.create_repository(repositoryName="kennel")
+    kind = "application/vnd.docker.distribution.manifest.v2+json"
+    ecr.put_image(repositoryName="kennel", imageManifest=json.dumps({"mediaType": kind}), imageTag=revision)
+
+    def said(**settings: str) -> str:
+        usual = dict.fromkeys(("PRETRAINED", "TORCH", "PLATFORM", "BASE", "RUN_AS"), "")
+        engine = "/bin/true"  # agrees to everything, and builds nothing
+        env = {**os.environ, **aws_env, **usual, "CONTAINER_ENGINE": engine, **settings}
+        command = [project / "build_and_push.sh"]
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120).stderr
+
+    image = f"{HOST}/kennel:{revision}"
+    assert f"{image} is there already" in said()
+    named = said(PRETRAINED="resnet50", TORCH="cpu", PLATFORM="linux/arm64")
+    assert f"building {image}-resnet50-cpu-arm64\n" in named
+    hashed = said(BASE="mirror/debian:bookworm-slim", RUN_AS="1000:1000")
+    assert f"building {image}-base-f7cc9cce-user-189e853c\n" in hashed
 
 
 @pytest.mark.slow
 def test_a_moving_tag_moves_and_another_stays(project: Path, aws_env: dict[str, str], registry: str) -> None:
-    first = _git(project, "rev-parse", "--short=12", "HEAD")
+    first = _version(project)
     assert _push(project, aws_env).returncode == 0
     _tell_moto(first)
     assert _push(project, aws_env, "prod").returncode == 0
     assert _push(project, aws_env, "v1").returncode == 0
     (project / "photo").write_bytes(os.urandom(64))
-    second = _commit(project)
+    _commit(project)
+    second = _version(project)
     assert _push(project, aws_env).returncode == 0
     _tell_moto(second)
     assert _push(project, aws_env, "prod").returncode == 0

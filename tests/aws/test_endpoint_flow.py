@@ -109,6 +109,25 @@ def test_every_variant_can_be_applied(run: Run, ready: None, sent: Sent, tmp_pat
     assert _parameters(sent.one("CreateChangeSet"))["Variant"] == variant
 
 
+def test_an_endpoint_of_one_variant_is_not_made_into_another(run: Run, ready: None, sent: Sent, tmp_path: Path) -> None:
+    apply = ("endpoint", "apply", "--model", MODEL, "--image", ONE, "--yes")
+    assert run(*apply).code == 0
+    sent.requests.clear()
+    answer = run(*apply, profiles=_of_variant(tmp_path, "serverless"))
+    assert "is real-time, and AWS cannot make it serverless: `endpoint destroy` first" in answer.error
+    assert "CreateChangeSet" not in sent.writes
+
+
+def test_the_account_is_asked_for_room_before_anything_is_made(run: Run, ready: None, sent: Sent) -> None:
+    answer = run("endpoint", "apply", "--model", MODEL, "--image", ONE, "--yes")
+    assert answer.code == 0, answer.error
+    asked = [name for name, _ in sent.requests]
+    for question in ("ListServiceQuotas", "GetAccountSettings"):
+        assert asked.index(question) < asked.index("PutObject") < asked.index("CreateChangeSet")
+    # moto knows neither; what is answered is judged in test_doctor.py, for the doctor asks the same.
+    assert "the account's concurrency could not be read" in answer.output
+
+
 def test_a_finished_job_names_its_model(run: Run, ready: None, sent: Sent) -> None:
     s3: Any = boto3.client("s3")
     s3.put_object(Bucket=BUCKET, Key="data/dogs/train/a/1.jpg", Body=b"x")
@@ -123,6 +142,17 @@ def test_a_model_that_is_not_there_is_refused_first(run: Run, ready: None, sent:
     answer = run("endpoint", "apply", "--model", f"s3://{BUCKET}/jobs/none/model.tar.gz", "--image", ONE, "--yes")
     assert answer.code == 1
     assert "nothing lies at" in answer.error
+    assert sent.writes == []
+
+
+def test_pillow_that_cannot_be_had_is_a_sentence(
+    run: Run, ready: None, sent: Sent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    file = tmp_path / "pillow.toml"
+    file.write_text(PROFILES + "[shared.function]\npillow = true\n")
+    answer = run("endpoint", "apply", "--model", MODEL, "--image", ONE, "--yes", profiles=file)
+    assert "pip could not get Pillow" in answer.error
     assert sent.writes == []
 
 

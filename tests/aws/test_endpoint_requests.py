@@ -6,16 +6,18 @@ CloudFormation hands these properties to CreateModel, CreateEndpointConfig, Crea
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
 import botocore.session
 import pytest
 
+from config import Config
 from deploy.aws import Aws
-from deploy.endpoint import Release, app_parameters
+from deploy.endpoint import GPU_AMI, Release, app_parameters
 from deploy.profile import VARIANTS
-from deploy.stacks import read_template
+from deploy.stacks import TEMPLATES, read_template
 from tests.aws.cloudformation import resources
 from tests.aws.model_check import violations
 
@@ -27,6 +29,9 @@ PARAMETERS = {
     "ModelDataUrl": "s3://kennel-dev-bucket/jobs/dogs-1/output/model.tar.gz",
     "CodeKey": "functions/x.zip",
 }
+
+RELEASE = Release(image=PARAMETERS["ImageUri"], model=PARAMETERS["ModelDataUrl"], code_key="functions/1.zip")
+CUDA_LOCK = TEMPLATES.parents[1] / "container/requirements-torch-cuda.txt"
 
 
 def _shape(service: str, operation: str) -> Any:
@@ -90,6 +95,21 @@ def test_serverless_has_none_of_what_it_does_not_know() -> None:
     assert set(variant) == {"VariantName", "ModelName", "InitialVariantWeight", "ServerlessConfig"}
 
 
+@pytest.mark.parametrize(
+    ("kind", "ami"), [("ml.g4dn.xlarge", GPU_AMI), ("ml.p4d.24xlarge", GPU_AMI), ("ml.c6i.xlarge", None)]
+)
+def test_a_gpu_gets_a_host_whose_driver_knows_the_images_cuda(aws: Aws, kind: str, ami: str | None) -> None:
+    aws.profile = dataclasses.replace(
+        aws.profile, endpoint=dataclasses.replace(aws.profile.endpoint, instance_type=kind)
+    )
+    config = resources(read_template("app"), app_parameters(aws, RELEASE))["EndpointConfig"]
+    assert config["ProductionVariants"][0].get("InferenceAmiVersion") == ami
+    config["ProductionVariants"][0]["ModelName"] = "m"
+    _fits("sagemaker", "CreateEndpointConfig", {**config, "EndpointConfigName": "c"})
+    # By botocore's ProductionVariant, this host has driver 580, for CUDA 13.0: a newer CUDA needs another one.
+    assert re.search(r"^cuda-toolkit==13\.0\.", CUDA_LOCK.read_text(), re.MULTILINE)
+
+
 @pytest.mark.parametrize("wanted", ["true", "false"])
 def test_detailed_metrics_are_said_either_way(wanted: str) -> None:
     """A configuration that says nothing of detailed observability has it, and is billed for it."""
@@ -104,6 +124,46 @@ def test_multi_model_tells_the_container() -> None:
     assert container["Environment"] == {"SAGEMAKER_MULTI_MODEL": "true"}
 
 
+# What a profile can say of the function itself.
+SETTINGS: dict[str, Any] = {
+    "allowed_url_hosts": ("images.example.com",),
+    "allowed_buckets": ("photos", "more-photos"),
+    "tracing": True,
+    "timeout_s": 29,
+    "top_k": 3,
+    "legacy_response": True,
+    "result_prefix": "labels/",
+    "cors_origins": ("https://shop.example.com",),
+}
+
+
+def _function_of(aws: Aws, **settings: Any) -> dict[str, Any]:
+    """The app stack's resources with these settings of the function."""
+    aws.profile = dataclasses.replace(aws.profile, function=dataclasses.replace(aws.profile.function, **settings))
+    return resources(read_template("app"), app_parameters(aws, RELEASE))
+
+
+def test_the_function_reads_the_profiles_settings(aws: Aws) -> None:
+    as_is = _function_of(aws)["Function"]
+    assert Config.from_env(as_is["Environment"]["Variables"]) == Config(endpoint_name="kennel-dev")
+    found = _function_of(aws, **SETTINGS)
+    assert Config.from_env(found["Function"]["Environment"]["Variables"]) == Config(
+        endpoint_name="kennel-dev",
+        allowed_url_hosts=frozenset({"images.example.com"}),
+        allowed_buckets=frozenset({"photos", "more-photos"}),
+        top_k=3,
+        legacy_response=True,
+        result_prefix="labels/",
+        cors_origins=frozenset({"https://shop.example.com"}),
+        function_timeout_s=29,
+    )
+    assert (as_is["Timeout"], found["Function"]["Timeout"]) == ("75", "29")
+    (writes,) = [
+        one for one in found["FunctionRole"]["Policies"][0]["PolicyDocument"]["Statement"] if "Write" in one["Sid"]
+    ]
+    assert writes["Resource"] == "arn:aws:s3:::photos/labels/*,arn:aws:s3:::more-photos/labels/*"
+
+
 def test_the_functions_digest_follows_the_function_and_nothing_else(aws: Aws) -> None:
     release = Release(image="i", model="m", code_key="functions/1.zip")
     profile = aws.profile
@@ -114,8 +174,8 @@ def test_the_functions_digest_follows_the_function_and_nothing_else(aws: Aws) ->
 
     as_is = digest()
     assert digest(dataclasses.replace(release, code_key="functions/2.zip")) != as_is
-    hosts = dataclasses.replace(profile.function, allowed_url_hosts=("images.example.com",))
-    assert digest(function=hosts) != as_is
+    for name, value in SETTINGS.items():
+        assert digest(function=dataclasses.replace(profile.function, **{name: value})) != as_is, name
     assert digest(dataclasses.replace(release, image="j", model="n")) == as_is
     assert digest(endpoint=dataclasses.replace(profile.endpoint, max_instances=9)) == as_is
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ from botocore.stub import Stubber
 from deploy import jobs
 from deploy.aws import Aws
 from deploy.training import DEFAULT_EPOCHS
+from deploy.weights import DEFAULT_ARCHITECTURE
 from tests.aws.conftest import ACCOUNT, BUCKET, REGION, Run, Sent
 from tests.aws.tools import ROOT
 from tests.training import write_digits
 from train.config import TrainConfig
 
+Pushed = Callable[[str], str]
 URI = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/kennel@sha256:{'0' * 64}"
 
 
@@ -78,6 +80,45 @@ def test_spot_has_checkpoints_and_time_to_wait(run: Run, ready: None, sent: Sent
 def test_a_job_that_continues_another_shares_its_checkpoints(run: Run, ready: None, sent: Sent) -> None:
     assert run("train", "--data", "dogs", "--image", URI, "--continue", "dogs-1").code == 0
     assert sent.one("CreateTrainingJob")["CheckpointConfig"]["S3Uri"] == f"s3://{BUCKET}/checkpoints/dogs-1/"
+
+
+@pytest.fixture
+def pushed(ready: None) -> Pushed:
+    """Puts an image into ECR under a tag; its digest URI."""
+
+    def push(tag: str) -> str:
+        ecr: Any = boto3.client("ecr")
+        manifest = json.dumps({"mediaType": "application/vnd.docker.distribution.manifest.v2+json", "of": tag})
+        held = ecr.put_image(repositoryName="kennel", imageManifest=manifest, imageTag=tag)["image"]
+        return f"{URI.partition('@')[0]}@{held['imageId']['imageDigest']}"
+
+    return push
+
+
+@pytest.mark.parametrize("command", [("train",), ("ec2", "train")])
+def test_a_job_without_a_network_needs_weights(run: Run, pushed: Pushed, sent: Sent, command: tuple[str, ...]) -> None:
+    bare, baked = pushed("0123456789ab"), pushed("0123456789ab-dirty-0123456789ab-resnet18-cpu")
+    sent.requests.clear()
+    without = run(*command, "--data", "dogs", "--image", bare)
+    assert "its image holds no weights; training starts from those of resnet50" in without.error
+    assert "PRETRAINED=resnet50 ./build_and_push.sh TAG" in without.error
+    other = run(*command, "--data", "dogs", "--image", baked)
+    assert "its image holds resnet18 weights" in other.error
+    assert sent.writes == []
+    for enough in (
+        ("--image", bare, "--set", "pretrained=false"),
+        ("--image", bare, "--channel", f"pretrained=s3://{BUCKET}/weights/"),
+        ("--image", baked, "--set", "architecture=resnet18"),
+    ):
+        answer = run(*command, "--data", "dogs", *enough, "--plan")
+        assert (answer.code, "must be in the image" in answer.output) == (0, False), answer.error
+
+
+def test_an_image_of_unknown_make_is_trusted_and_the_plan_says_what_it_needs(run: Run, pushed: Pushed) -> None:
+    answer = run("train", "--data", "dogs", "--image", pushed("mine"), "--plan")
+    assert answer.code == 0, answer.error
+    assert "the weights of resnet50 must be in the image" in answer.output
+    assert TrainConfig().architecture == DEFAULT_ARCHITECTURE
 
 
 def test_a_warm_pool_is_asked_for(run: Run, ready: None, sent: Sent) -> None:

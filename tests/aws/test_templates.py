@@ -24,6 +24,13 @@ VALUES = {
     "Stage": "dev",
     "Bucket": "kennel-dev-bucket",
     "RepositoryName": "kennel",
+    "RepositoryAccount": "123456789012",
+    "PullAccounts": ["210987654321"],
+    "TrainingNetwork": [
+        "arn:aws:ec2:eu-west-3:123456789012:network-interface/*",
+        "arn:aws:ec2:eu-west-3:123456789012:subnet/subnet-1",
+        "arn:aws:ec2:eu-west-3:123456789012:security-group/sg-1",
+    ],
     "AWS::AccountId": "123456789012",
     "AWS::Region": "eu-west-3",
     "AWS::Partition": "aws",
@@ -37,37 +44,8 @@ ATTRIBUTES = {
     "FunctionLogs.Arn": "arn:aws:logs:eu-west-3:123456789012:log-group:/aws/lambda/kennel-dev-classify:*",
     "FailedCalls.Arn": "arn:aws:sqs:eu-west-3:123456789012:kennel-dev-failed",
 }
-# A resource is named where it carries our name, the user's bucket's, or a place that SageMaker or EC2 prescribes.
-NAMED = re.compile(r"kennel|photos/|log-group:/aws/sagemaker/TrainingJobs:|:ec2:eu-west-3:123456789012:[a-z-]+/\*$")
-# All that any policy may do; a test holds each of them to it, so that a wider one has to be written down here.
-ALLOWED = {
-    "TrainingRole": {
-        "s3:ListBucket", "s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload", "s3:DeleteObject",
-        "logs:CreateLogGroup", "logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents",
-    },
-    "EndpointRole": {
-        "s3:ListBucket", "s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload",
-        "logs:CreateLogGroup", "logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents",
-    },
-    "Ec2Role": {
-        "s3:ListBucket", "s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload",
-        "logs:CreateLogStream", "logs:PutLogEvents",
-    },
-    "FunctionRole": {
-        "sagemaker:InvokeEndpoint", "logs:CreateLogStream", "logs:PutLogEvents", "sqs:SendMessage",
-        "s3:GetObject", "s3:GetObjectVersion", "s3:PutObject", "xray:PutTelemetryRecords", "xray:PutTraceSegments",
-    },
-    "PullImage": {
-        "ecr:GetAuthorizationToken", "ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage",
-        "ecr:GetDownloadUrlForLayer",
-    },
-    "SageMakerMetrics": {"cloudwatch:PutMetricData"},
-    "TrainingInVpc": {
-        "ec2:DescribeDhcpOptions", "ec2:DescribeNetworkInterfaces", "ec2:DescribeSecurityGroups",
-        "ec2:DescribeSubnets", "ec2:DescribeVpcs", "ec2:CreateNetworkInterface",
-        "ec2:CreateNetworkInterfacePermission", "ec2:DeleteNetworkInterface", "ec2:DeleteNetworkInterfacePermission",
-    },
-}  # fmt: skip
+# All that anybody may do, a line for each fact; a policy that is wider, or new, has to be written down there.
+STATEMENTS = Path(__file__).with_name("statements.txt")
 
 
 def _resolved(node: Any) -> Any:
@@ -100,6 +78,48 @@ def _policies() -> Iterator[tuple[str, dict[str, Any]]]:
                 yield logical, _resolved(properties["PolicyDocument"])
             for inline in properties.get("Policies", []) if resource["Type"] == "AWS::IAM::Role" else []:
                 yield logical, _resolved(inline["PolicyDocument"])
+
+
+def _statements() -> Iterator[str]:
+    """Every statement of both templates: of roles, who assumes them, of bucket and repository, of the function."""
+    for name in NAMES:
+        for logical, resource in load(read_template(name))["Resources"].items():
+            properties = resource.get("Properties", {})
+            if resource["Type"] == "AWS::Lambda::Permission":
+                yield _told(logical, _permission(_resolved(properties)))
+            for statement in _found(properties):
+                yield _told(logical, _resolved(statement))
+
+
+def _found(node: Any) -> Iterator[dict[str, Any]]:
+    """The statements of every policy in it, wherever it stands."""
+    if isinstance(node, dict):
+        yield from as_list(node.get("Statement"))
+    inner = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    for one in inner:
+        yield from _found(one)
+
+
+def _permission(properties: dict[str, Any]) -> dict[str, Any]:
+    """What AWS::Lambda::Permission becomes in the function's policy: all that is left is its condition."""
+    action, resource, who = (properties.pop(key) for key in ("Action", "FunctionName", "Principal"))
+    principal = who if who == "*" else {"Service": who}
+    condition = {"Permission": properties}
+    return {"Effect": "Allow", "Action": action, "Principal": principal, "Resource": resource, "Condition": condition}
+
+
+def _told(logical: str, statement: dict[str, Any]) -> str:
+    known = {"Sid", "Effect", "Principal", "Action", "Resource", "Condition"}
+    assert set(statement) <= known, f"{logical}: {set(statement) - known}"
+    who = statement.get("Principal", {})
+    lines = [f"{logical} {statement.get('Sid', '')}".strip()]
+    lines += [f"  {statement['Effect']} {action}" for action in as_list(statement["Action"])]
+    for kind, names in who.items() if isinstance(who, dict) else [("anybody", who)]:
+        lines += [f"  to {kind} {name}" for name in as_list(names)]
+    lines += [f"  on {resource}" for resource in as_list(statement.get("Resource"))]
+    for operator, tests in statement.get("Condition", {}).items():
+        lines += [f"  if {operator} {key} {value}" for key, values in tests.items() for value in as_list(values)]
+    return "\n".join(lines)
 
 
 POLICIES = [pytest.param(logical, document, id=logical) for logical, document in _policies()]
@@ -144,21 +164,18 @@ def test_parliament_would_find_something() -> None:
 
 
 @pytest.mark.parametrize(("logical", "document"), POLICIES)
-def test_no_statement_is_wider_than_listed(logical: str, document: dict[str, Any]) -> None:
+def test_the_audit_finds_no_statement_too_wide(logical: str, document: dict[str, Any]) -> None:
     assert judge_policy(document) == []
-    actions = {action for statement in document["Statement"] for action in as_list(statement["Action"])}
-    assert actions == ALLOWED[logical]
     for statement in document["Statement"]:
         resources = as_list(statement["Resource"])
         if "*" in resources:
             assert resources == ["*"]
             assert set(as_list(statement["Action"])) <= WITHOUT_RESOURCE
-        else:
-            assert [resource for resource in resources if not NAMED.search(resource)] == []
 
 
-def test_every_policy_is_checked() -> None:
-    assert {logical for logical, _ in _policies()} == set(ALLOWED)
+def test_no_statement_is_wider_than_listed() -> None:
+    """To write the list anew after a change that is meant: `print("\\n".join(_statements()))`."""
+    assert "\n".join(_statements()).splitlines() == STATEMENTS.read_text().splitlines()
 
 
 def test_no_role_carries_a_policy_of_aws(resources: dict[str, Any]) -> None:
@@ -311,4 +328,6 @@ def test_the_zip_is_built_for_the_function_that_the_template_makes(resources: di
     assert function["Runtime"] == lambda_zip.RUNTIME
     assert function["Architectures"] == [lambda_zip.ARCHITECTURE]
     assert function["Handler"] == lambda_zip.HANDLER
-    assert function["Environment"]["Variables"]["FUNCTION_TIMEOUT_S"] == str(function["Timeout"])
+    assert (
+        function["Environment"]["Variables"]["FUNCTION_TIMEOUT_S"] == function["Timeout"] == {"Ref": "FunctionTimeout"}
+    )

@@ -36,6 +36,7 @@ def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
 [shared]
 nam = "kennel"
 account = "12"
+pull_accounts = ["all"]
 [dev]
 region = 3
 [dev.endpoint]
@@ -43,6 +44,9 @@ variant = "fast"
 max_instances = 0
 [dev.function]
 provisioned_concurrency = 20
+timeout_s = 5
+top_k = -1
+result_prefix = "/results"
 [dev.training]
 spot = "yes"
 subnets = ["subnet-1"]
@@ -54,10 +58,15 @@ subnets = ["subnet-1"]
         "stage 'qa' is none of dev, staging, prod",
         "setting 'nam' is unknown; did you mean 'name'?",
         "account '12' must be 12 digits",
+        "account 'all' must be 12 digits",
+        "pull_accounts are of the stage that has owns_repository = true",
         "setting 'region' is 3; it must be a string",
         "endpoint.variant 'fast' must be one of",
         "endpoint.max_instances 0 is below min_instances 1",
         "provisioned_concurrency 20 does not fit into reserved_concurrency 10",
+        "function.timeout_s 5 must be from 10 to 900",
+        "function.top_k -1 must be from 1 to 9999, or 0 for the model's",
+        "function.result_prefix '/results' must be a folder's key that ends with a slash",
         "setting 'training.spot' is 'yes'; it must be true or false",
         "subnets and training.security_groups go together",
     ):
