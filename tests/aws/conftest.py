@@ -12,6 +12,8 @@ from typing import Any
 import boto3
 import httpx
 import pytest
+from botocore.awsrequest import AWSResponse
+from botocore.compat import HTTPHeaders
 from typer.testing import CliRunner
 
 from deploy.aws import Aws
@@ -153,6 +155,28 @@ def aws(sent: Sent, profiles: Path) -> Aws:
     """The dev stage of an account without anything in it."""
     clock = Clock()
     return Aws(Profile.load("dev", profiles), sleep=clock.sleep, clock=clock)
+
+
+Refuse = Callable[[str, str, str], None]
+
+
+@pytest.fixture
+def refuse(sent: Sent, monkeypatch: pytest.MonkeyPatch) -> Refuse:
+    """Let AWS refuse an operation (`s3.PutObject`) with its code and its words, in the sessions that are made then."""
+
+    def refusing(operation: str, code: str, said: str) -> None:
+        listening = boto3.Session
+        answer: Any = (AWSResponse("", 400, HTTPHeaders(), None), {"Error": {"Code": code, "Message": said}})
+
+        def session(**arguments: Any) -> boto3.Session:
+            made = listening(**arguments)
+            hear: Any = made.events.register
+            hear(f"before-call.{operation}", lambda **_: answer)
+            return made
+
+        monkeypatch.setattr(boto3, "Session", session)
+
+    return refusing
 
 
 @dataclass
