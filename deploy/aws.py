@@ -133,10 +133,14 @@ class Aws:
         return f"arn:{self.partition}:iam::{self.account}:role/{self.profile.prefix}-{purpose}"
 
     @property
+    def function_name(self) -> str:
+        """deploy/templates/app.yaml gives it this name."""
+        return f"{self.profile.prefix}-classify"
+
+    @property
     def function_arn(self) -> str:
         """The alias that callers use (deploy/templates/app.yaml gives it this name)."""
-        place = f"{self.profile.region}:{self.account}"
-        return f"arn:{self.partition}:lambda:{place}:function:{self.profile.prefix}-classify:live"
+        return f"arn:{self.partition}:lambda:{self.profile.region}:{self.account}:function:{self.function_name}:live"
 
     def upload(self, path: Path, key: str, *, sha256: str, progress: Callable[[int], None] | None = None) -> None:
         """Put a file into the bucket; S3 checks every part by SHA-256, and the whole digest is kept beside it."""

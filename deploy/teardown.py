@@ -58,7 +58,7 @@ def prove_gone(aws: Aws, *, wait_s: float = 300) -> None:
             names = "\n".join(f"  - {one.kind} {one.name}" for one in left)
             raise DeployError(
                 f"this is left in account {aws.account}, region {aws.profile.region}:\n{names}\n"
-                "What to do: `destroy --all` again; what stays then, delete in the console."
+                "What to do: `destroy --all` again; what stays then and is yours, delete in the console."
             )
         aws.sleep(10)
 
