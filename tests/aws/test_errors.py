@@ -225,6 +225,35 @@ def test_what_was_changed_by_hand_is_named(aws: Aws, stub: Stub, clock: Clock) -
     assert clock.now > 0
 
 
+def _will_tell_its_last_words(logs: Stubber) -> None:
+    """Of one stream: a line, and nothing before it."""
+    for _ in range(2):
+        logs.add_response("describe_log_streams", {"logStreams": [_stream("all/i-1")]})
+    event = {"timestamp": 1, "message": "manifest.json is missing in /opt/ml/model", "ingestionTime": 1}
+    place = {"logGroupName": "/aws/sagemaker/Endpoints/kennel-dev", "logStreamName": "all/i-1", "limit": 20}
+    logs.add_response("get_log_events", {"events": [event], "nextBackwardToken": "b/1"}, place)
+    logs.add_response("get_log_events", {"events": [], "nextBackwardToken": "b/1"}, {**place, "nextToken": "b/1"})
+
+
+def _stream(name: str, created: int = 0) -> dict[str, Any]:
+    return {"logStreamName": name, "creationTime": created}
+
+
+def test_the_last_lines_are_read_backwards_of_the_newest_streams(aws: Aws, stub: Stub) -> None:
+    """An endpoint that has answered for months has gigabytes of lines; each stream that is read sends what is asked."""
+    logs = stub("logs")
+    named = [_stream(f"all/i-{number}", created=number) for number in range(30)]
+    for _ in range(2):
+        logs.add_response("describe_log_streams", {"logStreams": named})
+    for number in range(25, 30):
+        events = [{"timestamp": number, "message": f"{number}: {line}", "ingestionTime": 0} for line in range(20)]
+        place = {"logGroupName": "group", "logStreamName": f"all/i-{number}", "limit": 20}
+        logs.add_response("get_log_events", {"events": events, "nextBackwardToken": f"b/{number}"}, place)
+    lines = jobs.last_lines(aws, jobs.LogSource("group", ""))
+    logs.assert_no_pending_responses()
+    assert lines == [f"29: {line}" for line in range(20)]
+
+
 def test_an_endpoint_that_is_stuck_shows_its_containers_last_words(aws: Aws, stub: Stub) -> None:
     described = {
         "EndpointName": "kennel-dev",
@@ -236,11 +265,7 @@ def test_an_endpoint_that_is_stuck_shows_its_containers_last_words(aws: Aws, stu
     stub("sagemaker").add_response("describe_endpoint", described, {"EndpointName": "kennel-dev"})
     stub("cloudwatch").add_response("describe_alarms", {"MetricAlarms": []})
     logs = stub("logs")
-    for _ in range(2):
-        logs.add_response("describe_log_streams", {"logStreams": [{"logStreamName": "all/i-1"}]})
-    event = {"timestamp": 1, "message": "manifest.json is missing in /opt/ml/model", "ingestionTime": 1}
-    logs.add_response("get_log_events", {"events": [event], "nextForwardToken": "f/1"})
-    logs.add_response("get_log_events", {"events": [], "nextForwardToken": "f/1"})
+    _will_tell_its_last_words(logs)
     words = endpoint.why_it_failed(aws)
     assert "endpoint is Creating" in words
     assert "  manifest.json is missing in /opt/ml/model" in words
@@ -258,10 +283,7 @@ def test_while_an_endpoint_is_stuck_its_container_is_heard(aws: Aws, stub: Stub,
     for _ in range(2):
         sagemaker.add_response("describe_endpoint", described, {"EndpointName": "kennel-dev"})
         cloudwatch.add_response("describe_alarms", {"MetricAlarms": []})
-        logs.add_response("describe_log_streams", {"logStreams": [{"logStreamName": "all/i-1"}]})
-    event = {"timestamp": 1, "message": "manifest.json is missing in /opt/ml/model", "ingestionTime": 1}
-    logs.add_response("get_log_events", {"events": [event], "nextForwardToken": "f/1"})
-    logs.add_response("get_log_events", {"events": [], "nextForwardToken": "f/1"})
+    _will_tell_its_last_words(logs)
     said: list[str] = []
     watch = endpoint.StuckWatch(aws, said.append)
     for _ in range(59):  # every five seconds, as `stacks.wait` does
