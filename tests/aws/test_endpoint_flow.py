@@ -95,6 +95,16 @@ def test_rollback_goes_to_the_release_before(run: Run, ready: None, sent: Sent) 
     assert sent.one("CreateChangeSet")["ChangeSetType"] == "UPDATE"
 
 
+def test_a_second_rollback_goes_further_back(run: Run, ready: None, sent: Sent) -> None:
+    images = [ONE, TWO, URI + "3" * 64, URI + "4" * 64]  # moto takes the way back to the very first for no change
+    for image in images:
+        assert run("endpoint", "apply", "--model", MODEL, "--image", image, "--yes").code == 0
+    sent.requests.clear()
+    for _ in range(2):
+        assert run("endpoint", "rollback", "--yes").code == 0
+    assert [_parameters(one)["ImageUri"] for one in sent.of("CreateChangeSet")] == images[2:0:-1]
+
+
 def test_without_an_earlier_release_there_is_no_way_back(run: Run, ready: None) -> None:
     assert run("endpoint", "apply", "--model", MODEL, "--image", ONE, "--yes").code == 0
     assert "no earlier release" in run("endpoint", "rollback", "--yes").error
