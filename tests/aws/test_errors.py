@@ -198,8 +198,23 @@ def test_a_change_set_without_changes_is_nothing_to_do(aws: Aws, stub: Stub) -> 
     described = {"Status": "FAILED", "StatusReason": reason, "Changes": []}
     stubber.add_response("describe_change_set", described, {"ChangeSetName": arn})
     stubber.add_response("delete_change_set", {}, {"ChangeSetName": arn, "StackName": "kennel-dev-app"})
+    stubber.add_response("describe_stacks", _stack("UPDATE_COMPLETE"), {"StackName": "kennel-dev-app"})
     changes = stacks.propose(aws, stacks.Stack("kennel-dev-app", "{}", {}))
     assert (changes.arn, changes.steps) == ("", ())
+    stubber.assert_no_pending_responses()
+
+
+def test_a_declined_plan_leaves_the_stack_that_somebody_made_meanwhile(aws: Aws, stub: Stub) -> None:
+    stubber = stub("cloudformation")
+    for _ in range(2):
+        stubber.add_client_error("describe_stacks", "ValidationError", "Stack with id kennel-dev-app does not exist")
+    arn = "arn:aws:cloudformation:eu-west-3:123456789012:changeSet/kennel-1/2"
+    stubber.add_response("create_change_set", {"Id": arn})
+    stubber.add_response("describe_change_set", {"Status": "CREATE_COMPLETE", "Changes": []}, {"ChangeSetName": arn})
+    stubber.add_response("delete_change_set", {}, {"ChangeSetName": arn, "StackName": "kennel-dev-app"})
+    stubber.add_response("describe_stacks", _stack("CREATE_IN_PROGRESS"), {"StackName": "kennel-dev-app"})
+    stack = stacks.Stack("kennel-dev-app", "{}", {})
+    stacks.discard(aws, stack, stacks.propose(aws, stack))  # a `delete_stack` would find no answer here
     stubber.assert_no_pending_responses()
 
 
