@@ -125,6 +125,13 @@ def test_sizing_follows_from_the_round() -> None:
     assert sizing.function_dollars == pytest.approx(provisioned_month(4) + run)
 
 
+def test_an_asynchronous_endpoint_is_scaled_by_what_waits() -> None:
+    """Its metric is the backlog an instance (app.yaml): a minute's work, and instances that are busy all of it."""
+    sizing = size(FOUND, peak_per_s=40, endpoint=Endpoint(variant="async", instance_type="ml.m5.large"))
+    assert sizing.scaling_target == int(34.7 * 60)
+    assert sizing.instances == 2  # 40 / 34.7 = 1.2
+
+
 def test_a_machine_without_a_price_leaves_the_bill_open() -> None:
     assert size(FOUND, peak_per_s=1, endpoint=Endpoint(instance_type="ml.unknown")).endpoint_dollars is None
 

@@ -109,7 +109,7 @@ def test_warm_environments_cost_whether_they_are_called_or_not() -> None:
 @pytest.mark.parametrize(("per_second", "target"), [(2.0, 60), (34.7, 1041), (0.001, 1)])
 def test_the_scaling_target_is_awss_rule(per_second: float, target: int) -> None:
     """Max requests a second x 0.5 x 60: invocations a minute an instance."""
-    assert scaling_target(per_second) == target
+    assert scaling_target(per_second, variant="real-time") == target
 
 
 def _profile(**endpoint: object) -> Profile:
