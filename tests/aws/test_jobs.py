@@ -142,6 +142,8 @@ def test_ec2_train_uses_its_group_again(run: Run, ready: None, sent: Sent) -> No
         (("--set", "a=1", "--set", "a=2"), "given twice"),
         (("--instance-type", "g4dn.xlarge"), "must start with ml."),
         (("--name", "x" * 64), "at most 63"),
+        (("--name", "dogs_1"), "letters, digits and hyphens"),
+        (("--name", "dogs-1-"), "begin and end with no hyphen"),
         (("--hours", "0"), "more than 0"),
         (("--data", "cats"), "`data push DIR --name cats` first"),
         (("--image", "v9"), "./build_and_push.sh v9"),
