@@ -50,7 +50,7 @@ ALLOWED = {
         "logs:CreateLogGroup", "logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents",
     },
     "Ec2Role": {
-        "s3:ListBucket", "s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload",
+        "s3:ListBucket", "s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload", "s3:DeleteObject",
         "logs:CreateLogStream", "logs:PutLogEvents",
     },
     "FunctionRole": {
