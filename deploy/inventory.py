@@ -97,7 +97,7 @@ def _stacks(aws: Aws) -> Iterator[str]:
 
 
 def _security_groups(aws: Aws) -> Iterable[str]:
-    return filter(None, [ec2.find_security_group(aws)])
+    return ec2.security_groups(aws)
 
 
 def _volumes(aws: Aws) -> Iterator[str]:

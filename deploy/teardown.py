@@ -31,7 +31,7 @@ def destroy(aws: Aws, *, say: Say) -> None:
     remove_notifications(aws, say=say)
     stacks.delete(aws, aws.profile.app_stack, say=say)
     stacks.delete(aws, aws.profile.base_stack, say=say)
-    if group := ec2.find_security_group(aws):
+    for group in ec2.security_groups(aws):
         aws.call("ec2", "delete_security_group", GroupId=group)
         say(f"deleted security group {group}")
     _delete_data(aws, say)

@@ -18,10 +18,10 @@ from botocore.awsrequest import AWSResponse
 from botocore.compat import HTTPHeaders
 from botocore.stub import Stubber
 
-from deploy import jobs
+from deploy import inventory, jobs
 from deploy.aws import Aws
 from deploy.training import DEFAULT_EPOCHS
-from tests.aws.conftest import ACCOUNT, BUCKET, REGION, Run, Sent
+from tests.aws.conftest import ACCOUNT, BUCKET, PROFILES, REGION, Run, Sent
 from tests.aws.tools import ROOT
 from tests.training import write_digits
 from train.config import TrainConfig
@@ -133,6 +133,21 @@ def test_ec2_train_uses_its_group_again(run: Run, ready: None, sent: Sent) -> No
     for name in ("one", "two"):
         assert run("ec2", "train", "--data", "dogs", "--image", URI, "--name", name).code == 0
     assert sent.writes.count("CreateSecurityGroup") == 1
+
+
+def test_ec2_train_has_a_group_in_each_network(run: Run, ready: None, sent: Sent, profiles: Path, aws: Aws) -> None:
+    ec2: Any = boto3.client("ec2")
+    vpc = ec2.create_vpc(CidrBlock="10.1.0.0/16")["Vpc"]["VpcId"]
+    subnet = ec2.create_subnet(VpcId=vpc, CidrBlock="10.1.0.0/24")["Subnet"]["SubnetId"]
+    in_subnet = profiles.with_name("in-subnet.toml")
+    of_training = f'[shared.training]\nsubnets = ["{subnet}"]\nsecurity_groups = ["sg-1"]'
+    in_subnet.write_text(PROFILES.replace("[shared.training]", of_training))
+    for name, file in (("one", profiles), ("two", in_subnet)):
+        answer = run("ec2", "train", "--data", "dogs", "--image", URI, "--name", name, profiles=file)
+        assert answer.code == 0, answer.error
+    groups = [one["NetworkInterfaces"][0]["Groups"][0] for one in sent.of("RunInstances")]
+    assert ec2.describe_security_groups(GroupIds=[groups[1]])["SecurityGroups"][0]["VpcId"] == vpc
+    assert sorted(one.name for one in inventory.take(aws) if one.kind == "security group") == sorted(groups)
 
 
 @pytest.mark.parametrize(
