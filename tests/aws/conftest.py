@@ -157,16 +157,16 @@ def aws(sent: Sent, profiles: Path) -> Aws:
     return Aws(Profile.load("dev", profiles), sleep=clock.sleep, clock=clock)
 
 
-Refuse = Callable[[str, str, str], None]
+Reply = Callable[[str, dict[str, Any]], None]
 
 
 @pytest.fixture
-def refuse(sent: Sent, monkeypatch: pytest.MonkeyPatch) -> Refuse:
-    """Let AWS refuse an operation (`s3.PutObject`) with its code and its words, in the sessions that are made then."""
+def reply(sent: Sent, monkeypatch: pytest.MonkeyPatch) -> Reply:
+    """Let AWS answer an operation (`s3.PutObject`) with this, in sessions that are made then; a `refusal` is a no."""
 
-    def refusing(operation: str, code: str, said: str) -> None:
+    def replying(operation: str, content: dict[str, Any]) -> None:
         listening = boto3.Session
-        answer: Any = (AWSResponse("", 400, HTTPHeaders(), None), {"Error": {"Code": code, "Message": said}})
+        answer: Any = (AWSResponse("", 400 if "Error" in content else 200, HTTPHeaders(), None), content)
 
         def session(**arguments: Any) -> boto3.Session:
             made = listening(**arguments)
@@ -176,7 +176,12 @@ def refuse(sent: Sent, monkeypatch: pytest.MonkeyPatch) -> Refuse:
 
         monkeypatch.setattr(boto3, "Session", session)
 
-    return refusing
+    return replying
+
+
+def refusal(code: str, said: str) -> dict[str, Any]:
+    """An answer of AWS that is a no."""
+    return {"Error": {"Code": code, "Message": said}}
 
 
 @dataclass

@@ -17,7 +17,7 @@ import pytest
 from deploy import datasets
 from deploy.aws import Aws
 from deploy.errors import DeployError
-from tests.aws.conftest import BUCKET, Refuse, Run, Sent
+from tests.aws.conftest import BUCKET, Reply, Run, Sent, refusal
 from tests.aws.tools import ROOT
 from tests.containers import Engine
 from tests.support import encoded, picture, wait_until
@@ -122,10 +122,10 @@ def test_a_file_that_was_lost_on_the_way_is_noticed(aws: Aws, base: None, dogs: 
     ],
 )
 def test_an_upload_that_s3_refuses_is_a_sentence(
-    run: Run, base: None, dogs: Path, refuse: Refuse, operation: str, code: str, remedy: str
+    run: Run, base: None, dogs: Path, reply: Reply, operation: str, code: str, remedy: str
 ) -> None:
     (dogs / "train/001.Affenpinscher/large.bmp").write_bytes(bytes(16 * 2**20))
-    refuse(f"s3.{operation}", code, "not now")
+    reply(f"s3.{operation}", refusal(code, "not now"))
     answer = run("data", "push", "--no-doctor", dogs)
     assert answer.code == 1
     assert re.match(rf"uploading {dogs}/\S.* to s3://{BUCKET}/data/dogs/.*\nAWS said {code}: not now\n", answer.error)

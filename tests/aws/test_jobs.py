@@ -14,14 +14,12 @@ from typing import Any
 
 import boto3
 import pytest
-from botocore.awsrequest import AWSResponse
-from botocore.compat import HTTPHeaders
 from botocore.stub import Stubber
 
 from deploy import inventory, jobs
 from deploy.aws import Aws
 from deploy.training import DEFAULT_EPOCHS
-from tests.aws.conftest import ACCOUNT, BUCKET, PROFILES, REGION, Run, Sent
+from tests.aws.conftest import ACCOUNT, BUCKET, PROFILES, REGION, Reply, Run, Sent
 from tests.aws.tools import ROOT
 from tests.training import write_digits
 from train.config import TrainConfig
@@ -323,19 +321,10 @@ def test_a_name_in_use_is_found_before_anything_is_sent(run: Run, ready: None, s
 
 
 def test_a_quota_of_zero_is_found_before_anything_is_sent(
-    run: Run, ready: None, sent: Sent, digits: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, ready: None, sent: Sent, digits: Path, reply: Reply
 ) -> None:
-    listening = boto3.Session
-
-    def with_quota(**arguments: Any) -> Any:
-        session = listening(**arguments)
-        quota = {"QuotaName": "ml.m5.large for training job usage", "QuotaCode": "L-1234", "Value": 0.0}
-        answer: Any = (AWSResponse("", 200, HTTPHeaders(), None), {"Quotas": [quota]})
-        hear: Any = session.events.register
-        hear("before-call.service-quotas", lambda **_: answer)
-        return session
-
-    monkeypatch.setattr(boto3, "Session", with_quota)
+    quota = {"QuotaName": "ml.m5.large for training job usage", "QuotaCode": "L-1234", "Value": 0.0}
+    reply("service-quotas.ListServiceQuotas", {"Quotas": [quota]})
     answer = run("train", "--data", digits, "--image", URI)
     assert "quota 'ml.m5.large for training job usage' is 0 in eu-west-3; this needs 1" in answer.error
     assert "aws service-quotas request-service-quota-increase" in answer.error
