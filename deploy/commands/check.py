@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from container.contract import PHOTO_SUFFIXES
 from deploy import audit as auditing
 from deploy import doctor as examination
 from deploy import endpoint
@@ -20,8 +21,6 @@ from deploy.errors import DeployError
 from deploy.plan import Plan, Step
 from deploy.pricing import load_prices
 from deploy.sizing import Sizing, size
-
-_PHOTOS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
 
 def doctor(context: Context, plan: PlanOnly = False) -> None:
@@ -146,8 +145,8 @@ def _round_words(found: load.Round) -> str:
 def _expand(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    if not (found := sorted(file for file in path.rglob("*") if file.suffix.lower() in _PHOTOS)):
-        raise DeployError(f"{path} holds no photos ({', '.join(_PHOTOS)})")
+    if not (found := sorted(file for file in path.rglob("*") if file.suffix.lower() in PHOTO_SUFFIXES)):
+        raise DeployError(f"{path} holds no photos ({', '.join(sorted(PHOTO_SUFFIXES))})")
     return found
 
 

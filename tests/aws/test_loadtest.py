@@ -78,6 +78,12 @@ def test_a_bound_that_nothing_keeps_is_a_sentence(send: Send) -> None:
         loadtest.run(send, [PHOTO], bound_ms=0.001, seconds=0.2, say=lambda _: None)
 
 
+def test_a_folder_of_any_photos_that_are_served_will_do(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "dog.TIFF").write_bytes(b"x")
+    answer = run("loadtest", tmp_path, "--url", "http://127.0.0.1:9", "--plan")
+    assert answer.code == 0, answer.error
+
+
 def test_nobody_at_the_address_is_a_sentence(run: Run, photo: Path) -> None:
     answer = run("loadtest", photo, "--url", f"http://127.0.0.1:{free_port()}")
     assert "/ping does not answer 200" in answer.error
