@@ -113,7 +113,6 @@ def tuning_request(
     trials: int,
     parallel: int,
     strategy: str = "Bayesian",
-    early_stopping: bool = True,
 ) -> dict[str, Any]:
     """CreateHyperParameterTuningJob over the ranges that the image ships."""
     ranges = {kind: _untuned(entries, job.hyperparameters) for kind, entries in description["parameter_ranges"].items()}
@@ -128,7 +127,7 @@ def tuning_request(
             "ResourceLimits": {"MaxNumberOfTrainingJobs": trials, "MaxParallelTrainingJobs": parallel},
             "ParameterRanges": ranges,
             # Hyperband stops trials itself and allows no second hand (CreateHyperParameterTuningJob).
-            "TrainingJobEarlyStoppingType": "Auto" if early_stopping and strategy != "Hyperband" else "Off",
+            "TrainingJobEarlyStoppingType": "Off" if strategy == "Hyperband" else "Auto",
         },
         "TrainingJobDefinition": {"StaticHyperParameters": dict(job.hyperparameters), **definition},
         "Tags": profile.tag_list(),

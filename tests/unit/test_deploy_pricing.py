@@ -56,7 +56,6 @@ def test_the_cpu_types_follow_from_what_was_measured() -> None:
     table = tomllib.loads(Path(pricing.__file__).with_name("prices.toml").read_text())
     measured, machine = table["measured"], load_prices().machines["c6i.2xlarge"]
     assert machine.train_images_per_s == pytest.approx(4 * measured["train_images_per_s"])
-    assert machine.serve_requests_per_s == pytest.approx(4 * measured["serve_requests_per_s"])
     assert measured["machine"] in machine.basis
 
 
