@@ -20,6 +20,15 @@ DEFAULT_BATCH_DEADLINE_S = 590
 # SageMaker sends SIGKILL 30 s after SIGTERM to a serving container.
 DRAIN_S = 25
 
+# How the folders of a data set's parts are called, in lower case, by the channel that each part is.
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "training": ("training", "train"),
+    "validation": ("validation", "valid", "val"),
+    "test": ("test", "testing"),
+}
+# The suffixes, in lower case, of photos that are read.
+PHOTO_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+
 
 @dataclass(frozen=True)
 class SageMakerPaths:

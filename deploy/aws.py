@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import boto3
+from boto3.exceptions import S3UploadFailedError
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import (
@@ -132,10 +133,14 @@ class Aws:
         return f"arn:{self.partition}:iam::{self.account}:role/{self.profile.prefix}-{purpose}"
 
     @property
+    def function_name(self) -> str:
+        """deploy/templates/app.yaml gives it this name."""
+        return f"{self.profile.prefix}-classify"
+
+    @property
     def function_arn(self) -> str:
         """The alias that callers use (deploy/templates/app.yaml gives it this name)."""
-        place = f"{self.profile.region}:{self.account}"
-        return f"arn:{self.partition}:lambda:{place}:function:{self.profile.prefix}-classify:live"
+        return f"arn:{self.partition}:lambda:{self.profile.region}:{self.account}:function:{self.function_name}:live"
 
     def upload(self, path: Path, key: str, *, sha256: str, progress: Callable[[int], None] | None = None) -> None:
         """Put a file into the bucket; S3 checks every part by SHA-256, and the whole digest is kept beside it."""
@@ -158,12 +163,18 @@ def _subject(request: dict[str, Any]) -> str:
     return next((f" ({value})" for value in named), "")
 
 
+def _answer(error: Exception) -> dict[str, Any]:
+    """What AWS said. boto3's upload raises an error of its own, in whose context AWS's is (boto3/s3/transfer.py)."""
+    found = error if isinstance(error, ClientError) else error.__context__
+    return cast(dict[str, Any], found.response.get("Error", {})) if isinstance(found, ClientError) else {}
+
+
 @contextmanager
 def _translated(where: str) -> Iterator[None]:
     try:
         yield
-    except ClientError as error:
-        detail = error.response.get("Error", {})
+    except (ClientError, S3UploadFailedError) as error:
+        detail = _answer(error)
         said = detail.get("Message") or str(error)
         raise AwsError(where=where, code=detail.get("Code", "Unknown"), said=said) from error
     except (NoCredentialsError, PartialCredentialsError, ProfileNotFound, TokenRetrievalError) as error:

@@ -9,15 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from container.contract import PARTS
 from deploy.aws import Aws
 from deploy.errors import DeployError
 
-# How folders of published data sets are called, by the channel that they are.
-_CHANNELS = {
-    "training": ("training", "train"),
-    "validation": ("validation", "valid", "val"),
-    "test": ("test", "testing"),
-}
 _PARALLEL = 16
 
 
@@ -143,10 +138,7 @@ def in_folder(aws: Aws, folder: Path, name: str) -> DataSet:
 def channels_of(folders: Iterable[str], root: str) -> dict[str, str]:
     """The folders train/, valid/ and test/ below `root` as channels, or the whole of it for training."""
     found = {
-        channel: f"{root}{folder}/"
-        for channel, names in _CHANNELS.items()
-        for folder in folders
-        if folder.lower() in names
+        channel: f"{root}{folder}/" for channel, names in PARTS.items() for folder in folders if folder.lower() in names
     }
     return found or {"training": root}
 

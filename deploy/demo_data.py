@@ -7,9 +7,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-# How the parts of published data sets are called.
-SPLITS = frozenset({"train", "training", "valid", "validation", "val", "test", "testing"})
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+from container.contract import PARTS, PHOTO_SUFFIXES
+
 HELD_OUT_SHARE = 0.2
 SEED = 0
 
@@ -34,7 +33,8 @@ def photos_by_class(folder: Path) -> dict[str, list[Path]]:
     if not folder.is_dir():
         raise SystemExit(f"{folder} is no folder; expected one with a folder of photos per class")
     parts = _folders(folder)
-    roots = parts if {part.name.lower() for part in parts} <= SPLITS else [folder]
+    names = {name for names in PARTS.values() for name in names}
+    roots = parts if {part.name.lower() for part in parts} <= names else [folder]
     classes: dict[str, list[Path]] = {}
     for entry in (entry for root in roots for entry in _folders(root)):
         if photos := _photos(entry):
@@ -52,7 +52,9 @@ def _folders(folder: Path) -> list[Path]:
 
 def _photos(folder: Path) -> list[Path]:
     # macOS adds "._*" files to archives, under the names of photos.
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    found = (
+        path for path in folder.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith(".")
+    )
     return sorted(found)
 
 

@@ -107,20 +107,42 @@ def launch_request(
     return request
 
 
-def find_security_group(aws: Aws) -> str | None:
+def security_groups(aws: Aws, *, vpc: str = "") -> list[str]:
+    """Our groups: one in each network in which an instance was ever launched, or the one of this network."""
     filters = [{"Name": "group-name", "Values": [group_name(aws)]}]
-    groups = aws.call("ec2", "describe_security_groups", Filters=filters)["SecurityGroups"]
-    return str(groups[0]["GroupId"]) if groups else None
+    if vpc:
+        filters.append({"Name": "vpc-id", "Values": [vpc]})
+    found = aws.pages("ec2", "describe_security_groups", "SecurityGroups", Filters=filters)
+    return [group["GroupId"] for group in found]
+
+
+def find_security_group(aws: Aws) -> str | None:
+    """Ours in the network that instances are launched into; RunInstances refuses one of another."""
+    return next(iter(security_groups(aws, vpc=_network(aws))), None)
 
 
 def make_security_group(aws: Aws) -> str:
-    """A group that lets nothing in (a new group has no ingress rule), in the subnet's network or the default one."""
-    request: dict[str, Any] = {"GroupName": group_name(aws), "Description": "Kennel training on EC2: nothing comes in"}
-    if aws.profile.training.subnets:
-        subnet = aws.call("ec2", "describe_subnets", SubnetIds=[aws.profile.training.subnets[0]])["Subnets"][0]
-        request["VpcId"] = subnet["VpcId"]
+    """A group that lets nothing in: a new one has no ingress rule."""
     tags = [{"ResourceType": "security-group", "Tags": aws.profile.tag_list()}]
-    return str(aws.call("ec2", "create_security_group", **request, TagSpecifications=tags)["GroupId"])
+    made = aws.call(
+        "ec2",
+        "create_security_group",
+        GroupName=group_name(aws),
+        Description="Kennel training on EC2: nothing comes in",
+        VpcId=_network(aws),
+        TagSpecifications=tags,
+    )
+    return str(made["GroupId"])
+
+
+def _network(aws: Aws) -> str:
+    """The VPC of the profile's subnets, or the region's default one. Raises DeployError where there is neither."""
+    if subnets := aws.profile.training.subnets:
+        return str(aws.call("ec2", "describe_subnets", SubnetIds=[subnets[0]])["Subnets"][0]["VpcId"])
+    default = [{"Name": "is-default", "Values": ["true"]}]
+    if not (found := aws.call("ec2", "describe_vpcs", Filters=default)["Vpcs"]):
+        raise DeployError(f"{aws.profile.region} has no default VPC: set training.subnets and training.security_groups")
+    return str(found[0]["VpcId"])
 
 
 def log_group(profile: Profile) -> str:

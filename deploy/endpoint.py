@@ -16,7 +16,6 @@ from deploy.errors import DeployError
 from deploy.pricing import load_prices
 from deploy.profile import Profile
 
-VARIANT = "all"
 # SageMaker works on an asynchronous request for up to an hour; a photo takes seconds, once an instance is free.
 ASYNC_WAIT_S = 900
 # AWS's rule for SageMakerVariantInvocationsPerInstance: max requests a second x safety factor x 60 seconds.
@@ -40,9 +39,18 @@ class Release:
     code_key: str = ""
 
 
-def scaling_target(max_requests_per_s: float) -> int:
-    """Invocations a minute an instance for target tracking, from what a load test found one instance to hold."""
-    return max(1, int(max_requests_per_s * SAFETY_FACTOR * 60))
+def load_factor(variant: str) -> float:
+    """How much of what one instance holds it is to be given: all of it where requests wait in a queue."""
+    return 1.0 if variant == "async" else SAFETY_FACTOR
+
+
+def scaling_target(max_requests_per_s: float, *, variant: str) -> int:
+    """For target tracking, from what a load test found one instance to hold (deploy/templates/app.yaml has the metric).
+
+    Invocations a minute an instance; of an asynchronous endpoint, requests that wait for each instance: those that it
+    works off in a minute, so that whatever makes them wait longer brings a further one.
+    """
+    return max(1, int(max_requests_per_s * load_factor(variant) * 60))
 
 
 def app_stack(aws: Aws, release: Release) -> stacks.Stack:

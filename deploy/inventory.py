@@ -66,15 +66,12 @@ def repositories(aws: Aws) -> list[str]:
 
 
 def log_groups(aws: Aws) -> Iterator[str]:
-    """The groups of our names."""
+    """The groups of our names. They are deleted: a longer name, as `kennel-dev2`, is somebody else's."""
     profile = aws.profile
-    for prefix in (
-        f"/aws/sagemaker/Endpoints/{profile.prefix}",
-        f"/aws/lambda/{profile.prefix}-",
-        f"/{profile.name}/{profile.stage}/",
-    ):
-        for group in aws.pages("logs", "describe_log_groups", "logGroups", logGroupNamePrefix=prefix):
-            yield group["logGroupName"]
+    ours = (f"/aws/sagemaker/Endpoints/{profile.prefix}", f"/aws/lambda/{aws.function_name}", ec2.log_group(profile))
+    for name in ours:
+        groups = aws.pages("logs", "describe_log_groups", "logGroups", logGroupNamePrefix=name)
+        yield from (name for group in groups if group["logGroupName"] == name)
 
 
 def job_logs(aws: Aws) -> Iterator[str]:
@@ -100,7 +97,7 @@ def _stacks(aws: Aws) -> Iterator[str]:
 
 
 def _security_groups(aws: Aws) -> Iterable[str]:
-    return filter(None, [ec2.find_security_group(aws)])
+    return ec2.security_groups(aws)
 
 
 def _volumes(aws: Aws) -> Iterator[str]:

@@ -13,6 +13,9 @@ from deploy.aws import Aws
 from deploy.errors import DeployError
 
 TRAINING_LOGS = "/aws/sagemaker/TrainingJobs"
+# The end of a log is looked for in so many streams, and in so many pages of each.
+_TAIL_STREAMS = 5
+_TAIL_PAGES = 5
 _ENDED = ("Completed", "Failed", "Stopped", "terminated")
 _ABSENT = ("ValidationException", "ResourceNotFound")
 
@@ -93,8 +96,15 @@ def lines(aws: Aws, source: LogSource, *, follow_until: Callable[[], bool] | Non
 
 
 def last_lines(aws: Aws, source: LogSource, *, count: int = 20) -> list[str]:
-    """The end of a log, for error messages; empty where there is no log."""
-    return [line for _, line in lines(aws, source)][-count:]
+    """The end of a log, for error messages; empty where there is no log.
+
+    Of the newest streams alone: what does not come into service is the newest instances, and the older ones may have
+    written for months.
+    """
+    newest = sorted(_streams(aws, source), key=lambda stream: stream["creationTime"])[-_TAIL_STREAMS:]
+    events = [event for stream in newest for event in _tail(aws, source.group, stream["logStreamName"], count)]
+    in_order = sorted(events, key=lambda event: event["timestamp"])
+    return [event["message"].rstrip("\n") for event in in_order[-count:]]
 
 
 def best_metric(aws: Aws, source: LogSource) -> dict[str, float]:
@@ -189,12 +199,27 @@ def _instance(aws: Aws, name: str) -> dict[str, Any] | None:
     return max(found, key=lambda instance: instance["LaunchTime"], default=None)
 
 
+def _tail(aws: Aws, group: str, stream: str, count: int) -> list[dict[str, Any]]:
+    """A stream's last events, read backwards: a page may hold fewer than asked for, even none (GetLogEvents)."""
+    events: list[dict[str, Any]] = []
+    place: dict[str, str] = {}
+    for _ in range(_TAIL_PAGES):
+        answer = aws.call("logs", "get_log_events", logGroupName=group, logStreamName=stream, limit=count, **place)
+        events = [*answer["events"], *events]
+        before = {"nextToken": answer["nextBackwardToken"]}
+        if len(events) >= count or before == place:
+            break
+        place = before
+    return events
+
+
 def _new_events(aws: Aws, source: LogSource, tokens: dict[str, str]) -> list[tuple[dict[str, Any], str]]:
     """What was logged since the last call; `tokens` remembers where each stream was read to."""
     events = []
     for stream in streams(aws, source):
         while True:
-            place = {"nextToken": tokens[stream]} if stream in tokens else {"startFromHead": True}
+            # A token of this direction needs startFromHead too (GetLogEvents).
+            place = {"startFromHead": True, **({"nextToken": tokens[stream]} if stream in tokens else {})}
             answer = aws.call("logs", "get_log_events", logGroupName=source.group, logStreamName=stream, **place)
             events += [(event, stream) for event in answer["events"]]
             # The same token twice means that the end of the stream was reached (GetLogEvents).
@@ -206,10 +231,14 @@ def _new_events(aws: Aws, source: LogSource, tokens: dict[str, str]) -> list[tup
 
 def streams(aws: Aws, source: LogSource) -> list[str]:
     """The names of its streams; none where there is no such group."""
+    return [stream["logStreamName"] for stream in _streams(aws, source)]
+
+
+def _streams(aws: Aws, source: LogSource) -> list[dict[str, Any]]:
     request = {"logGroupName": source.group}
     if source.prefix:
         request["logStreamNamePrefix"] = source.prefix
     first = aws.found("logs", "describe_log_streams", "ResourceNotFoundException", **request)
     if first is None:
         return []
-    return [stream["logStreamName"] for stream in aws.pages("logs", "describe_log_streams", "logStreams", **request)]
+    return list(aws.pages("logs", "describe_log_streams", "logStreams", **request))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from deploy import stacks
@@ -53,6 +54,16 @@ def notifying(aws: Aws) -> list[str]:
 
 
 def _configuration(aws: Aws, bucket: str) -> dict[str, Any]:
-    """All entries of the bucket; none where the bucket is gone."""
+    """All entries of the bucket, as they are sent to S3; none where the bucket is gone."""
     answer = aws.found("s3", "get_bucket_notification_configuration", "NoSuchBucket", Bucket=bucket) or {}
-    return {key: value for key, value in answer.items() if key != "ResponseMetadata"}
+    configuration = {key: value for key, value in answer.items() if key != "ResponseMetadata"}
+    for rule in _rules(configuration):
+        # S3 answers "Prefix" where "prefix" was sent, and knows only that (https://github.com/aws/aws-sdk/issues/389).
+        rule["Name"] = rule["Name"].lower()
+    return configuration
+
+
+def _rules(configuration: dict[str, Any]) -> Iterator[dict[str, str]]:
+    for kind in ("Topic", "Queue", "LambdaFunction"):
+        for one in configuration.get(f"{kind}Configurations", []):
+            yield from one.get("Filter", {}).get("Key", {}).get("FilterRules", [])

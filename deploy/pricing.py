@@ -17,16 +17,14 @@ START_MINUTES = 6
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine type without its `ml.`: prices in US dollars an hour, speeds of ResNet-50."""
+    """A machine type without its `ml.`: prices in US dollars an hour, the speed of training a ResNet-50."""
 
     name: str
     vcpus: int
-    memory_gb: int
     gpus: int
     ec2_hour: float
     sagemaker_hour: float
     train_images_per_s: float
-    serve_requests_per_s: float
     basis: str
 
     @property
@@ -74,13 +72,13 @@ def load_prices() -> Prices:
 
 
 def _scaled(row: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
-    """The speeds of a row that has none: what was measured, by the number of vCPUs."""
+    """The speed of a row that has none: what was measured, by the number of vCPUs."""
     if "basis" in row:
         return {}
     times = row["vcpus"] / measured["vcpus"]
-    speeds = {name: measured[name] * times for name in ("train_images_per_s", "serve_requests_per_s")}
-    seen = f"{measured['train_images_per_s']:g} images/s measured on {measured['machine']}"
-    return {**speeds, "basis": f"estimate: {times:g} x the {seen}"}
+    speed = measured["train_images_per_s"]
+    basis = f"estimate: {times:g} x the {speed:g} images/s measured on {measured['machine']}"
+    return {"train_images_per_s": speed * times, "basis": basis}
 
 
 def training_estimate(

@@ -23,13 +23,23 @@ def keys(aws: Aws, name: str) -> list[str]:
 
 
 def before(aws: Aws, name: str, *, current: Mapping[str, str]) -> Stack:
-    """The newest release that is not what stands (`current` also holds defaults). Raises DeployError without one."""
-    for key in reversed(keys(aws, name)):
+    """What was applied before that which stands was applied first (`current` also holds defaults).
+
+    First, because going back applies a release again: a second way back is to lead further back, and not to the release
+    that was left. Raises DeployError without one.
+    """
+    earlier = None
+    for key in keys(aws, name):
         body = aws.call("s3", "get_object", Bucket=aws.bucket, Key=key)["Body"].read()
         release = Stack(**json.loads(body))
-        if any(current.get(key) != value for key, value in release.parameters.items()):
-            return release
-    raise DeployError(f"stack '{name}' has no earlier release to go back to")
+        if release.parameters.items() <= current.items():
+            break
+        earlier = release
+    if earlier is None:
+        raise DeployError(
+            f"stack '{name}' has no earlier release to go back to: `endpoint apply` takes any model and image"
+        )
+    return earlier
 
 
 def _prefix(name: str) -> str:

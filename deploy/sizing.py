@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from deploy.endpoint import SAFETY_FACTOR, scaling_target
+from deploy.endpoint import load_factor, scaling_target
 from deploy.loadtest import Round
 from deploy.pricing import HOURS_A_MONTH, function_calls, load_prices, provisioned_month
 from deploy.profile import Endpoint
@@ -32,7 +32,7 @@ class Sizing:
 def size(found: Round, *, peak_per_s: float, endpoint: Endpoint, memory_mb: int = 512) -> Sizing:
     """What follows from the round.
 
-    Instances run at the safety factor of the scaling rule. Concurrency is Little's law, calls a second x seconds a
+    Instances run at the load factor of the scaling rule. Concurrency is Little's law, calls a second x seconds a
     call: at p50 for what is kept warm, at p99 and twice the peak for the cap.
     """
     usual_s, slow_s = found.p50_ms / 1000, found.p99_ms / 1000
@@ -50,11 +50,11 @@ def size(found: Round, *, peak_per_s: float, endpoint: Endpoint, memory_mb: int 
             serverless_concurrency=max(1, math.ceil(peak_per_s * slow_s)),
             endpoint_dollars=peak_per_s * usual_s * second * _SECONDS_A_MONTH,
         )
-    instances = max(1, math.ceil(peak_per_s / (found.requests_per_s * SAFETY_FACTOR)))
+    instances = max(1, math.ceil(peak_per_s / (found.requests_per_s * load_factor(endpoint.variant))))
     machine = load_prices().machine(endpoint.instance_type)
     return replace(
         function,
-        scaling_target=scaling_target(found.requests_per_s),
+        scaling_target=scaling_target(found.requests_per_s, variant=endpoint.variant),
         instances=instances,
         endpoint_dollars=None if machine is None else instances * machine.sagemaker_hour * HOURS_A_MONTH,
     )

@@ -14,6 +14,8 @@ from deploy.plan import Step
 
 TEMPLATES = Path(__file__).with_name("templates")
 _ABSENT = "ValidationError"
+# A stack with nothing but change sets that nobody has executed.
+_UNBORN = "REVIEW_IN_PROGRESS"
 _VERBS = {"Add": "create", "Modify": "update", "Remove": "delete", "Import": "keep", "Dynamic": "update"}
 _WAY_BACK = {
     "UPDATE_ROLLBACK_FAILED": "continue_update_rollback",
@@ -46,7 +48,6 @@ class ChangeSet:
 
     arn: str
     steps: tuple[Step, ...]
-    creates: bool
 
 
 def read_template(name: str) -> str:
@@ -55,15 +56,19 @@ def read_template(name: str) -> str:
 
 def exists(aws: Aws, name: str) -> bool:
     """Whether anything has this name, even the empty stack that a broken-off plan may leave."""
-    answer = aws.found("cloudformation", "describe_stacks", _ABSENT, StackName=name)
-    return bool(answer and answer["Stacks"] and answer["Stacks"][0]["StackStatus"] != "DELETE_COMPLETE")
+    stack = _found(aws, name)
+    return stack is not None and stack["StackStatus"] != "DELETE_COMPLETE"
 
 
 def describe(aws: Aws, name: str) -> dict[str, Any] | None:
     """The stack, or nothing where there is none (a stack with nothing but an unexecuted change set is none)."""
+    stack = _found(aws, name)
+    return None if stack is None or stack["StackStatus"] in (_UNBORN, "DELETE_COMPLETE") else stack
+
+
+def _found(aws: Aws, name: str) -> dict[str, Any] | None:
     answer = aws.found("cloudformation", "describe_stacks", _ABSENT, StackName=name)
-    stack: dict[str, Any] | None = answer["Stacks"][0] if answer and answer["Stacks"] else None
-    return None if stack is None or stack["StackStatus"] in ("REVIEW_IN_PROGRESS", "DELETE_COMPLETE") else stack
+    return answer["Stacks"][0] if answer and answer["Stacks"] else None
 
 
 def outputs(aws: Aws, name: str) -> dict[str, str]:
@@ -79,18 +84,17 @@ def outputs(aws: Aws, name: str) -> dict[str, str]:
 def propose(aws: Aws, stack: Stack) -> ChangeSet:
     """Make a change set and read it."""
     _require_movable(aws, stack.name)
-    creates = describe(aws, stack.name) is None
-    arn = _request(aws, stack, "CREATE" if creates else "UPDATE")
+    arn = _request(aws, stack, "CREATE" if describe(aws, stack.name) is None else "UPDATE")
     if not arn:
-        return ChangeSet("", (), creates)
+        return ChangeSet("", ())
     answer = _settled(aws, arn)
     if answer["Status"] == "FAILED":
-        discard(aws, stack, ChangeSet(arn, (), creates))
+        discard(aws, stack, ChangeSet(arn, ()))
         if _nothing_to_do(answer.get("StatusReason", "")):
-            return ChangeSet("", (), creates)
+            return ChangeSet("", ())
         raise DeployError(f"change set of stack '{stack.name}'\nAWS said: {answer.get('StatusReason', 'nothing')}")
     steps = tuple(_step(change["ResourceChange"]) for change in answer.get("Changes", []) if "ResourceChange" in change)
-    return ChangeSet(arn, steps, creates)
+    return ChangeSet(arn, steps)
 
 
 def _request(aws: Aws, stack: Stack, kind: str) -> str:
@@ -125,10 +129,12 @@ def execute(
 
 
 def discard(aws: Aws, stack: Stack, changes: ChangeSet) -> None:
-    """Forget a change set, and the empty stack that it stood on."""
-    if changes.arn:
-        aws.call("cloudformation", "delete_change_set", ChangeSetName=changes.arn, StackName=stack.name)
-    if changes.creates:
+    """Forget a change set, and the empty stack that it stood on: somebody else may have filled it meanwhile."""
+    if not changes.arn:
+        return
+    aws.call("cloudformation", "delete_change_set", ChangeSetName=changes.arn, StackName=stack.name)
+    found = _found(aws, stack.name)
+    if found and found["StackStatus"] == _UNBORN:
         aws.call("cloudformation", "delete_stack", StackName=stack.name)
 
 

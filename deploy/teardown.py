@@ -31,7 +31,7 @@ def destroy(aws: Aws, *, say: Say) -> None:
     remove_notifications(aws, say=say)
     stacks.delete(aws, aws.profile.app_stack, say=say)
     stacks.delete(aws, aws.profile.base_stack, say=say)
-    if group := ec2.find_security_group(aws):
+    for group in ec2.security_groups(aws):
         aws.call("ec2", "delete_security_group", GroupId=group)
         say(f"deleted security group {group}")
     _delete_data(aws, say)
@@ -58,7 +58,7 @@ def prove_gone(aws: Aws, *, wait_s: float = 300) -> None:
             names = "\n".join(f"  - {one.kind} {one.name}" for one in left)
             raise DeployError(
                 f"this is left in account {aws.account}, region {aws.profile.region}:\n{names}\n"
-                "What to do: `destroy --all` again; what stays then, delete in the console."
+                "What to do: `destroy --all` again; what stays then and is yours, delete in the console."
             )
         aws.sleep(10)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,6 +16,8 @@ from deploy.profile import Profile, Training
 _SPOT_WAIT_FACTOR = 2
 # What the image trains where nothing is said (train/config.py; a test holds the two together).
 DEFAULT_EPOCHS = 10
+# CreateTrainingJob's pattern; a tuning job's is the same within 32 characters.
+_NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 STRATEGIES = ("Bayesian", "Random", "Hyperband", "Grid")
 
 
@@ -110,7 +113,6 @@ def tuning_request(
     trials: int,
     parallel: int,
     strategy: str = "Bayesian",
-    early_stopping: bool = True,
 ) -> dict[str, Any]:
     """CreateHyperParameterTuningJob over the ranges that the image ships."""
     ranges = {kind: _untuned(entries, job.hyperparameters) for kind, entries in description["parameter_ranges"].items()}
@@ -125,7 +127,7 @@ def tuning_request(
             "ResourceLimits": {"MaxNumberOfTrainingJobs": trials, "MaxParallelTrainingJobs": parallel},
             "ParameterRanges": ranges,
             # Hyperband stops trials itself and allows no second hand (CreateHyperParameterTuningJob).
-            "TrainingJobEarlyStoppingType": "Auto" if early_stopping and strategy != "Hyperband" else "Off",
+            "TrainingJobEarlyStoppingType": "Off" if strategy == "Hyperband" else "Auto",
         },
         "TrainingJobDefinition": {"StaticHyperParameters": dict(job.hyperparameters), **definition},
         "Tags": profile.tag_list(),
@@ -198,7 +200,9 @@ def check_job(job: Job) -> None:
     """What CreateTrainingJob would refuse, or quietly make useless. Raises DeployError with all of it."""
     settings = job.settings
     problems = {
-        f"the name '{job.name}' must be at most 63 letters, digits and hyphens": len(job.name) <= 63,
+        f"the name '{job.name}' must be at most 63 letters, digits and hyphens, and begin and end with no hyphen": (
+            bool(_NAME.fullmatch(job.name))
+        ),
         "a warm pool keeps instances on demand; it cannot be had with spot: --no-spot": (
             not (job.warm_minutes and settings.spot)
         ),

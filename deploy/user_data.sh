@@ -9,7 +9,7 @@ shutdown -h "+$((MAX_MINUTES + 30))"
 
 export AWS_DEFAULT_REGION=$REGION
 readonly ML=$WORK/ml STREAM=$JOB
-stage=starting
+stage=starting fetched=''
 
 note() {
   printf '%s\n' "$*"
@@ -25,6 +25,7 @@ note() {
 finish() {
   local code=$?
   trap - EXIT TERM
+  set +e # what cannot be saved is no reason to run on
   if ((code)); then
     [[ -s $ML/output/failure ]] || printf 'failed while %s (exit code %s)' "$stage" "$code" >"$ML/output/failure"
     note "FAILED: $(head -c 1024 "$ML/output/failure")"
@@ -32,7 +33,7 @@ finish() {
   else
     note "COMPLETED: $OUTPUT/model.tar.gz"
   fi
-  aws s3 sync --only-show-errors "$ML/checkpoints" "$CHECKPOINTS"
+  save_checkpoints
   shutdown -h now
 }
 
@@ -41,11 +42,15 @@ pack() {
   tar -C "$1" -czf "$WORK/$2" . && aws s3 cp --only-show-errors "$WORK/$2" "$OUTPUT/$2"
 }
 
+# As SageMaker mirrors them: what training has rotated away goes from S3 too. Not before what lies there was fetched: a
+# folder that is still empty would take all of it away.
+save_checkpoints() {
+  [[ -z $fetched ]] || aws s3 sync --only-show-errors "$ML/checkpoints" "$CHECKPOINTS" --delete
+}
+
 # A spot instance is taken away without a word to us: what lies in S3 is at most a minute old.
 keep_checkpoints() {
-  while sleep 60; do
-    aws s3 sync --only-show-errors "$ML/checkpoints" "$CHECKPOINTS"
-  done
+  while sleep 60; do save_checkpoints; done
 }
 
 # The machine image stands on Amazon Linux's minimal one: docker is there, the aws command and perhaps tar are not
@@ -82,6 +87,7 @@ main() {
     aws s3 sync --only-show-errors "${CHANNELS[$name]}" "$ML/input/data/$name"
   done
   aws s3 sync --only-show-errors "$CHECKPOINTS" "$ML/checkpoints"
+  fetched=yes
   printf '%s' "$HYPERPARAMETERS" >"$ML/input/config/hyperparameters.json"
 
   # No network inside, as SageMaker's isolation has it: neither the internet nor the instance's credentials.

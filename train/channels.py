@@ -15,22 +15,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from container.contract import SageMakerPaths
+from container.contract import PARTS, PHOTO_SUFFIXES, SageMakerPaths
 from container.errors import DataError
 from train.config import did_you_mean
 
-ALIASES: Final[Mapping[str, tuple[str, ...]]] = {
-    "training": ("training", "train"),
-    "validation": ("validation", "valid", "val"),
-    "test": ("test",),
-    "pretrained": ("pretrained",),
-}
+ALIASES: Final[Mapping[str, tuple[str, ...]]] = {**PARTS, "pretrained": ("pretrained",)}
 # Of a training channel's photos, the share that validates where no validation channel is given.
 VALIDATION_SHARE: Final = 0.2
 
-PHOTO_SUFFIXES: Final = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif")
-)
+# What else is a photo is listed too, so that it is told of.
+_LISTED: Final = PHOTO_SUFFIXES | {".heic", ".heif", ".avif"}
 _NUMBERED: Final = re.compile(r"(\d+)\.(\D.*)")  # "001.Affenpinscher", but no "0.5mm"
 _LAYOUT: Final = "laid out as training/<class>/*.jpg"
 # What macOS adds to archives: a twin of every folder, with nothing but "._*" files.
@@ -141,8 +135,8 @@ def _split_layout(root: Path) -> dict[str, Path]:
 
 def _is_split(entries: Sequence[Path]) -> bool:
     names = {path.name.lower() for path in entries}
-    known = {alias for role in ("training", "validation", "test") for alias in ALIASES[role]}
-    return len(names) > 1 and names <= known and bool(names & set(ALIASES["training"]))
+    known = {alias for aliases in PARTS.values() for alias in aliases}
+    return len(names) > 1 and names <= known and bool(names & set(PARTS["training"]))
 
 
 def _folders(root: Path) -> list[Path]:
@@ -240,7 +234,7 @@ def _photos(folders: Iterable[Path], labels: Iterable[int]) -> tuple[Photo, ...]
         for path in sorted(folder.rglob("*")):
             if any(map(_is_clutter, path.relative_to(folder).parts)) or path.is_dir():
                 continue  # ".DS_Store", ".ipynb_checkpoints", and the "._*" files that macOS adds to archives
-            if path.suffix.lower() in PHOTO_SUFFIXES:
+            if path.suffix.lower() in _LISTED:
                 photos.append(Photo(path, label))
             else:
                 ignored.append(path)

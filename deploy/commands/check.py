@@ -9,19 +9,18 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from container.contract import PHOTO_SUFFIXES
 from deploy import audit as auditing
 from deploy import doctor as examination
 from deploy import endpoint
 from deploy import loadtest as load
 from deploy.aws import Aws
 from deploy.commands.common import NOTHING, Context, PlanOnly, aws_of, only_reads, proceed, say, screen
-from deploy.endpoint import SAFETY_FACTOR
+from deploy.endpoint import load_factor
 from deploy.errors import DeployError
 from deploy.plan import Plan, Step
 from deploy.pricing import load_prices
 from deploy.sizing import Sizing, size
-
-_PHOTOS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
 
 def doctor(context: Context, plan: PlanOnly = False) -> None:
@@ -107,8 +106,9 @@ def _show_sizing(aws: Aws, best: load.Round, peak_per_s: float) -> None:
     if found.instances is None:
         say(f"  endpoint.serverless_concurrency = {found.serverless_concurrency}  (calls at p99 that overlap)")
     else:
-        rule = f"{best.requests_per_s:.1f} x {SAFETY_FACTOR} x 60"
-        say(f"  endpoint.scaling_target = {found.scaling_target}  ({rule})")
+        rule = f"{best.requests_per_s:.1f} x {load_factor(settings.variant):g} x 60"
+        unit = "requests that wait" if settings.variant == "async" else "invocations a minute"
+        say(f"  endpoint.scaling_target = {found.scaling_target}  ({rule}: {unit}, an instance)")
         say(f"  instances at the peak = {found.instances}  (endpoint.max_instances is {settings.max_instances})")
     if aws.profile.function.enabled:
         say(f"  function.provisioned_concurrency = {found.provisioned_concurrency}  (calls at p50 that overlap)")
@@ -145,8 +145,8 @@ def _round_words(found: load.Round) -> str:
 def _expand(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    if not (found := sorted(file for file in path.rglob("*") if file.suffix.lower() in _PHOTOS)):
-        raise DeployError(f"{path} holds no photos ({', '.join(_PHOTOS)})")
+    if not (found := sorted(file for file in path.rglob("*") if file.suffix.lower() in PHOTO_SUFFIXES)):
+        raise DeployError(f"{path} holds no photos ({', '.join(sorted(PHOTO_SUFFIXES))})")
     return found
 
 

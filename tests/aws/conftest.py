@@ -12,6 +12,8 @@ from typing import Any
 import boto3
 import httpx
 import pytest
+from botocore.awsrequest import AWSResponse
+from botocore.compat import HTTPHeaders
 from typer.testing import CliRunner
 
 from deploy.aws import Aws
@@ -153,6 +155,33 @@ def aws(sent: Sent, profiles: Path) -> Aws:
     """The dev stage of an account without anything in it."""
     clock = Clock()
     return Aws(Profile.load("dev", profiles), sleep=clock.sleep, clock=clock)
+
+
+Reply = Callable[[str, dict[str, Any]], None]
+
+
+@pytest.fixture
+def reply(sent: Sent, monkeypatch: pytest.MonkeyPatch) -> Reply:
+    """Let AWS answer an operation (`s3.PutObject`) with this, in sessions that are made then; a `refusal` is a no."""
+
+    def replying(operation: str, content: dict[str, Any]) -> None:
+        listening = boto3.Session
+        answer: Any = (AWSResponse("", 400 if "Error" in content else 200, HTTPHeaders(), None), content)
+
+        def session(**arguments: Any) -> boto3.Session:
+            made = listening(**arguments)
+            hear: Any = made.events.register
+            hear(f"before-call.{operation}", lambda **_: answer)
+            return made
+
+        monkeypatch.setattr(boto3, "Session", session)
+
+    return replying
+
+
+def refusal(code: str, said: str) -> dict[str, Any]:
+    """An answer of AWS that is a no."""
+    return {"Error": {"Code": code, "Message": said}}
 
 
 @dataclass

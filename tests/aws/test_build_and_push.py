@@ -17,6 +17,7 @@ import boto3
 import httpx
 import pytest
 
+from tests.aws.conftest import ACCOUNT, REGION
 from tests.aws.ecr_registry import CERTIFICATES, HOST, PASSWORD, ecr_registry, missing
 
 SCRIPT = Path(__file__).parents[2] / "build_and_push.sh"
@@ -87,15 +88,20 @@ def _push(
     program = _engine(engine)
     if program is None:
         pytest.skip(f"no {engine} that answers `{engine} info` on this machine")
+    return _run_script(project, env, program, *arguments, **{"BASE": _some_image(program), **more})
+
+
+def _run_script(
+    project: Path, env: dict[str, str], program: str | Path, *arguments: str, **more: str
+) -> subprocess.CompletedProcess[str]:
     if not shutil.which("aws"):
         pytest.skip("needs the aws command (awscli)")
     scratch = project.parent / "tmp"
     scratch.mkdir(exist_ok=True)
-    more = {"BASE": _some_image(program), **more}
     return subprocess.run(
         [project / "build_and_push.sh", *arguments],
         cwd="/",
-        env={**os.environ, **env, "CONTAINER_ENGINE": program, "TMPDIR": str(scratch), **more},
+        env={**os.environ, **env, "CONTAINER_ENGINE": str(program), "TMPDIR": str(scratch), **more},
         capture_output=True,
         text=True,
         timeout=180,
@@ -254,15 +260,29 @@ def test_a_failure_is_a_sentence_and_no_digest(
     assert sentence in done.stderr
 
 
-def test_a_failed_build_and_a_refused_push_end_the_script(
-    project: Path, aws_env: dict[str, str], registry: str
-) -> None:
+def test_a_failed_build_ends_the_script(project: Path, aws_env: dict[str, str], registry: str) -> None:
     (project / "container/Dockerfile").write_text("FROM scratch\nCOPY absent /\n")
     _commit(project)
     failed = _push(project, aws_env)
     assert (failed.returncode, failed.stdout) == (1, "")
     assert "the build failed" in failed.stderr
     assert "pushing" not in failed.stderr
+
+
+@pytest.mark.parametrize(("command", "attempted"), [("login", "logging in to "), ("push", "pushing ")])
+def test_a_login_or_a_push_that_is_refused_ends_the_script(
+    project: Path, aws_env: dict[str, str], command: str, attempted: str
+) -> None:
+    """The engine is a stand-in that does as it is told, but for this command."""
+    engine = project.parent / "docker"
+    engine.write_text(f'#!/bin/sh\n[ "$1" != {command} ] || {{ echo "denied: not authorized" >&2; exit 1; }}\n')
+    engine.chmod(0o755)
+    refused = _run_script(project, aws_env, engine, "staging", BASE="scratch")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    last = refused.stderr.splitlines()[-1]
+    assert last.startswith(f"build_and_push: {attempted}{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com")
+    assert last.endswith("failed: denied: not authorized")
+    assert list((project.parent / "tmp").iterdir()) == []  # no credentials stay behind
 
 
 def test_the_script_is_clean_for_shellcheck() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from deploy import datasets
 from deploy.aws import Aws
 from deploy.errors import DeployError
-from tests.aws.conftest import BUCKET, Run, Sent
+from tests.aws.conftest import BUCKET, Reply, Run, Sent, refusal
 from tests.aws.tools import ROOT
 from tests.containers import Engine
 from tests.support import encoded, picture, wait_until
@@ -110,6 +111,25 @@ def test_a_file_that_was_lost_on_the_way_is_noticed(aws: Aws, base: None, dogs: 
     datasets.push(aws, files[1:], progress=lambda _: None)
     with pytest.raises(DeployError, match=r"1 files are not in .*001\.Affenpinscher/0\.jpg"):
         datasets.verify(aws, files, prefix="data/dogs/")
+
+
+@pytest.mark.parametrize(
+    ("operation", "code", "remedy"),
+    [
+        ("PutObject", "AccessDenied", "`doctor`"),
+        ("PutObject", "ExpiredToken", "aws sso login"),
+        ("UploadPart", "SlowDown", "repeat in a minute"),  # a photo of 16 MB or more goes in parts
+    ],
+)
+def test_an_upload_that_s3_refuses_is_a_sentence(
+    run: Run, base: None, dogs: Path, reply: Reply, operation: str, code: str, remedy: str
+) -> None:
+    (dogs / "train/001.Affenpinscher/large.bmp").write_bytes(bytes(16 * 2**20))
+    reply(f"s3.{operation}", refusal(code, "not now"))
+    answer = run("data", "push", "--no-doctor", dogs)
+    assert answer.code == 1
+    assert re.match(rf"uploading {dogs}/\S.* to s3://{BUCKET}/data/dogs/.*\nAWS said {code}: not now\n", answer.error)
+    assert remedy in answer.error
 
 
 def test_a_bucket_that_may_be_public_is_refused(run: Run, base: None, dogs: Path, sent: Sent) -> None:

@@ -9,9 +9,12 @@ credentials.
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import tarfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +33,10 @@ printf '%s\n' "$*" >>"$BUCKETS/../aws.log"
 case "$1 $2" in
   's3 sync')
     from=$(place "$4") to=$(place "$5")
+    if [[ ${6:-} == --delete ]]; then
+      [[ ! -e $BUCKETS/../denied ]] || exit 1
+      rm -rf "$to"
+    fi
     mkdir -p "$to"
     [[ ! -d $from ]] || cp -r "$from/." "$to/" ;;
   's3 cp') mkdir -p "$(dirname "$(place "$5")")" && cp "$4" "$(place "$5")" ;;
@@ -77,25 +84,33 @@ class Instance:
         return (self.folder / "shutdown.log").read_text().splitlines()
 
 
-def _launch(engine: Engine, folder: Path, *, hyperparameters: dict[str, str], hours: float = 1) -> Instance:
+def _place_programs(
+    folder: Path, *, docker: str = _DOCKER, hyperparameters: dict[str, str] | None = None, hours: float = 1
+) -> Path:
+    """The script of a job, as `user-data`, and the stand-ins beside it."""
     job = Job(
         name="dogs-1",
         image=IMAGE,
         bucket="kennel-dev",
         channels={"training": "s3://kennel-dev/data/digits/train/"},
         settings=Training(instance_type="ml.m5.large", max_hours=hours),
-        hyperparameters=hyperparameters,
+        hyperparameters=hyperparameters or {},
     )
     script = ec2.user_data(
         job, region="eu-west-3", log_group="/kennel/dev/ec2", work=str(folder / "work"), log_driver="json-file"
     )
     programs = folder / "bin"
     programs.mkdir()
-    for name, text in {"dnf": _DNF, "docker": _DOCKER, "shutdown": _SHUTDOWN, "user-data": script}.items():
+    for name, text in {"dnf": _DNF, "docker": docker, "shutdown": _SHUTDOWN, "user-data": script}.items():
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
     (folder / "awscli-2").write_text(_AWS)
     (folder / "awscli-2").chmod(0o755)
+    return programs
+
+
+def _launch(engine: Engine, folder: Path, *, hyperparameters: dict[str, str], hours: float = 1) -> Instance:
+    programs = _place_programs(folder, hyperparameters=hyperparameters, hours=hours)
     mounts = ("--volume", f"{folder}:{folder}", "--volume", "/var/run/docker.sock:/var/run/docker.sock")
     client = ("--volume", f"{_engine_path(engine)}:/engine/docker:ro")
     env = ("--env", f"BUCKETS={folder / 'buckets'}", "--env", f"PATH={programs}:/usr/bin:/bin")
@@ -149,6 +164,57 @@ def test_a_job_that_runs_out_of_time_keeps_its_model(engine: Engine, folder: Pat
     assert instance.notes[-1].startswith("COMPLETED"), instance.output
     assert (instance.results / "model.tar.gz").exists()
     assert instance.shutdowns == ["-h +31", "-h now"]
+
+
+# An engine whose container rotates: the oldest checkpoint goes, a new one comes.
+_ROTATING = """#!/bin/bash
+case $1 in
+  login) cat >/dev/null ;;
+  pull) {pull} ;;
+  run) cd "$BUCKETS/../work/ml/checkpoints" && rm epoch-1 && touch epoch-4 ;;
+esac
+"""
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Path:
+    """What an earlier job has left in the bucket."""
+    folder = tmp_path / "buckets/kennel-dev/checkpoints/dogs-1"
+    folder.mkdir(parents=True)
+    for number in (1, 2, 3):
+        (folder / f"epoch-{number}").touch()
+    return folder
+
+
+def _run_here(folder: Path, *, pull: str = "exit") -> Instance:
+    programs = _place_programs(folder, docker=_ROTATING.replace("{pull}", pull))
+    (folder / "awscli-2").rename(programs / "aws")  # before any real one
+    env = {"BUCKETS": str(folder / "buckets"), "PATH": f"{programs}:/usr/bin:/bin"}
+    with (folder / "output").open("w") as output:
+        process = subprocess.Popen(
+            [programs / "user-data"], env=env, stdout=output, stderr=output, start_new_session=True
+        )
+        process.wait(60)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # the instance's end is that of the loop that saves every minute
+    return Instance(folder, (folder / "output").read_text())
+
+
+@pytest.mark.parametrize(
+    ("pull", "left"),
+    [("exit", ["epoch-2", "epoch-3", "epoch-4"]), ("exit 1", ["epoch-1", "epoch-2", "epoch-3"])],
+    ids=["trained", "failed before they were fetched"],
+)
+def test_checkpoints_are_mirrored_once_they_were_fetched(
+    tmp_path: Path, checkpoints: Path, pull: str, left: list[str]
+) -> None:
+    instance = _run_here(tmp_path, pull=pull)
+    assert sorted(path.name for path in checkpoints.iterdir()) == left, instance.output
+
+
+def test_an_instance_that_may_not_save_its_checkpoints_ends_all_the_same(tmp_path: Path, checkpoints: Path) -> None:
+    (tmp_path / "denied").touch()
+    assert _run_here(tmp_path).shutdowns == ["-h +90", "-h now"]
 
 
 def test_every_value_is_quoted_for_the_shell(tmp_path: Path) -> None:

@@ -95,6 +95,16 @@ def test_rollback_goes_to_the_release_before(run: Run, ready: None, sent: Sent) 
     assert sent.one("CreateChangeSet")["ChangeSetType"] == "UPDATE"
 
 
+def test_a_second_rollback_goes_further_back(run: Run, ready: None, sent: Sent) -> None:
+    images = [ONE, TWO, URI + "3" * 64, URI + "4" * 64]  # moto takes the way back to the very first for no change
+    for image in images:
+        assert run("endpoint", "apply", "--model", MODEL, "--image", image, "--yes").code == 0
+    sent.requests.clear()
+    for _ in range(2):
+        assert run("endpoint", "rollback", "--yes").code == 0
+    assert [_parameters(one)["ImageUri"] for one in sent.of("CreateChangeSet")] == images[2:0:-1]
+
+
 def test_without_an_earlier_release_there_is_no_way_back(run: Run, ready: None) -> None:
     assert run("endpoint", "apply", "--model", MODEL, "--image", ONE, "--yes").code == 0
     assert "no earlier release" in run("endpoint", "rollback", "--yes").error
@@ -267,15 +277,35 @@ def _notifications(bucket: str) -> tuple[list[dict[str, Any]], list[str]]:
     return found.get("LambdaFunctionConfigurations", []), topics
 
 
-def test_a_bucket_notifies_the_alias_and_keeps_its_other_notifications(notify: Run, photos: str, sent: Sent) -> None:
+@pytest.fixture
+def spelt_by_s3(sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 begins a filter rule's name with a capital (https://github.com/aws/aws-sdk/issues/389); moto does not."""
+    listening = boto3.Session
+
+    def spell(parsed: dict[str, Any], **_: Any) -> None:
+        for one in parsed.get("LambdaFunctionConfigurations", []):
+            for rule in one["Filter"]["Key"]["FilterRules"]:
+                rule["Name"] = rule["Name"].capitalize()
+
+    def session(**arguments: Any) -> boto3.Session:
+        made = listening(**arguments)
+        made.events.register("after-call.s3.GetBucketNotificationConfiguration", spell)
+        return made
+
+    monkeypatch.setattr(boto3, "Session", session)
+
+
+def test_a_bucket_notifies_the_alias_and_keeps_its_other_notifications(
+    spelt_by_s3: None, notify: Run, photos: str, sent: Sent
+) -> None:
     assert "what the function and the endpoint cost" in notify("notify", photos, "--plan").output
     for _ in range(2):
         answer = notify("notify", photos, "--prefix", "incoming/")
         assert answer.code == 0, answer.error
-    assert len(sent.of("PutBucketNotificationConfiguration")) == 1  # the second time, there is nothing to do
+    sent.one("PutBucketNotificationConfiguration")  # the second time, there is nothing to do
     (ours,), others = _notifications(photos)
     assert ours["LambdaFunctionArn"] == f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:kennel-dev-classify:live"
-    assert ours["Filter"]["Key"]["FilterRules"] == [{"Name": "prefix", "Value": "incoming/"}]
+    assert ours["Filter"]["Key"]["FilterRules"] == [{"Name": "Prefix", "Value": "incoming/"}]
     assert others == ["theirs"]
     assert notify("notify", photos, "--remove").code == 0
     assert _notifications(photos) == ([], ["theirs"])

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+from botocore import xform_name
 from botocore.stub import ANY, Stubber
 
 from deploy import endpoint, images, jobs, quotas, stacks
 from deploy.aws import ROLE_RETRY_S, Aws
 from deploy.errors import AwsError, DeployError
 from deploy.profile import Profile
-from tests.aws.conftest import Clock, Run
+from tests.aws.conftest import ACCOUNT, BUCKET, REGION, Clock, Reply, Run, refusal
 
 Stub = Callable[[str], Stubber]
 
@@ -38,24 +41,35 @@ def stub(aws: Aws) -> Stub:
     return of
 
 
+URI = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/kennel@sha256:{'0' * 64}"
+TRAIN = ("train", "--data", "dogs", "--image", URI, "--name", "dogs-2")
+APPLY = ("endpoint", "apply", "--model", f"s3://{BUCKET}/jobs/dogs-1/output/model.tar.gz", "--image", URI, "--yes")
+
+
 @pytest.mark.parametrize(
-    ("code", "said", "remedy"),
+    ("command", "operation", "code", "said", "remedy"),
     [
-        ("AccessDeniedException", "User: bob is not authorized to perform: sagemaker:CreateTrainingJob", "`doctor`"),
-        ("ResourceLimitExceeded", "The account-level service limit 'ml.g4dn.xlarge' is 0 Instances", "Service Quotas"),
-        ("ThrottlingException", "Rate exceeded", "repeat in a minute"),
-        ("ResourceInUse", "Training job names must be unique", "choose another with --name"),
-        ("ExpiredTokenException", "The security token included in the request is expired", "aws sso login"),
+        (TRAIN, "sagemaker.CreateTrainingJob", "AccessDeniedException", "bob is not authorized to do so", "`doctor`"),
+        (TRAIN, "sagemaker.CreateTrainingJob", "ResourceLimitExceeded", "The limit is 0 Instances", "Service Quotas"),
+        (TRAIN, "sagemaker.CreateTrainingJob", "ResourceInUse", "Job names must be unique", "another with --name"),
+        (TRAIN, "sagemaker.DescribeTrainingJob", "ThrottlingException", "Rate exceeded", "repeat in a minute"),
+        (TRAIN, "s3.ListObjectsV2", "ExpiredToken", "The provided token has expired", "aws sso login"),
+        (APPLY, "s3.PutObject", "AccessDenied", "Access Denied", "`doctor`"),
+        (APPLY, "cloudformation.CreateChangeSet", "Throttling", "Rate exceeded", "repeat in a minute"),
+        (APPLY, "cloudformation.DescribeStacks", "AccessDenied", "bob is not authorized to do so", "`doctor`"),
     ],
 )
-def test_an_error_says_where_what_and_what_to_do(aws: Aws, stub: Stub, code: str, said: str, remedy: str) -> None:
-    stub("sagemaker").add_client_error("stop_training_job", service_error_code=code, service_message=said)
-    with pytest.raises(AwsError) as raised:
-        aws.call("sagemaker", "stop_training_job", TrainingJobName="dogs-1")
-    words = str(raised.value)
-    assert words.startswith("sagemaker stop_training_job (dogs-1)")
-    assert f"AWS said {code}: {said}" in words
-    assert remedy in words
+def test_a_command_that_aws_refuses_says_where_what_and_what_to_do(
+    run: Run, base: None, reply: Reply, command: tuple[str, ...], operation: str, code: str, said: str, remedy: str
+) -> None:
+    for key in ("data/dogs/train/a/1.jpg", "jobs/dogs-1/output/model.tar.gz"):
+        boto3.client("s3").put_object(Bucket=BUCKET, Key=key, Body=b"x")
+    reply(operation, refusal(code, said))
+    answer = run(*command)
+    assert answer.code == 1
+    service, _, name = operation.partition(".")
+    assert re.match(rf"{service} {xform_name(name)} \(\S+\)\nAWS said {code}: {said}\n", answer.error)
+    assert remedy in answer.error
 
 
 def test_a_role_that_is_too_new_is_waited_for(aws: Aws, stub: Stub, clock: Clock) -> None:
@@ -198,8 +212,23 @@ def test_a_change_set_without_changes_is_nothing_to_do(aws: Aws, stub: Stub) -> 
     described = {"Status": "FAILED", "StatusReason": reason, "Changes": []}
     stubber.add_response("describe_change_set", described, {"ChangeSetName": arn})
     stubber.add_response("delete_change_set", {}, {"ChangeSetName": arn, "StackName": "kennel-dev-app"})
+    stubber.add_response("describe_stacks", _stack("UPDATE_COMPLETE"), {"StackName": "kennel-dev-app"})
     changes = stacks.propose(aws, stacks.Stack("kennel-dev-app", "{}", {}))
     assert (changes.arn, changes.steps) == ("", ())
+    stubber.assert_no_pending_responses()
+
+
+def test_a_declined_plan_leaves_the_stack_that_somebody_made_meanwhile(aws: Aws, stub: Stub) -> None:
+    stubber = stub("cloudformation")
+    for _ in range(2):
+        stubber.add_client_error("describe_stacks", "ValidationError", "Stack with id kennel-dev-app does not exist")
+    arn = "arn:aws:cloudformation:eu-west-3:123456789012:changeSet/kennel-1/2"
+    stubber.add_response("create_change_set", {"Id": arn})
+    stubber.add_response("describe_change_set", {"Status": "CREATE_COMPLETE", "Changes": []}, {"ChangeSetName": arn})
+    stubber.add_response("delete_change_set", {}, {"ChangeSetName": arn, "StackName": "kennel-dev-app"})
+    stubber.add_response("describe_stacks", _stack("CREATE_IN_PROGRESS"), {"StackName": "kennel-dev-app"})
+    stack = stacks.Stack("kennel-dev-app", "{}", {})
+    stacks.discard(aws, stack, stacks.propose(aws, stack))  # a `delete_stack` would find no answer here
     stubber.assert_no_pending_responses()
 
 
@@ -225,6 +254,35 @@ def test_what_was_changed_by_hand_is_named(aws: Aws, stub: Stub, clock: Clock) -
     assert clock.now > 0
 
 
+def _will_tell_its_last_words(logs: Stubber) -> None:
+    """Of one stream: a line, and nothing before it."""
+    for _ in range(2):
+        logs.add_response("describe_log_streams", {"logStreams": [_stream("all/i-1")]})
+    event = {"timestamp": 1, "message": "manifest.json is missing in /opt/ml/model", "ingestionTime": 1}
+    place = {"logGroupName": "/aws/sagemaker/Endpoints/kennel-dev", "logStreamName": "all/i-1", "limit": 20}
+    logs.add_response("get_log_events", {"events": [event], "nextBackwardToken": "b/1"}, place)
+    logs.add_response("get_log_events", {"events": [], "nextBackwardToken": "b/1"}, {**place, "nextToken": "b/1"})
+
+
+def _stream(name: str, created: int = 0) -> dict[str, Any]:
+    return {"logStreamName": name, "creationTime": created}
+
+
+def test_the_last_lines_are_read_backwards_of_the_newest_streams(aws: Aws, stub: Stub) -> None:
+    """An endpoint that has answered for months has gigabytes of lines; each stream that is read sends what is asked."""
+    logs = stub("logs")
+    named = [_stream(f"all/i-{number}", created=number) for number in range(30)]
+    for _ in range(2):
+        logs.add_response("describe_log_streams", {"logStreams": named})
+    for number in range(25, 30):
+        events = [{"timestamp": number, "message": f"{number}: {line}", "ingestionTime": 0} for line in range(20)]
+        place = {"logGroupName": "group", "logStreamName": f"all/i-{number}", "limit": 20}
+        logs.add_response("get_log_events", {"events": events, "nextBackwardToken": f"b/{number}"}, place)
+    lines = jobs.last_lines(aws, jobs.LogSource("group", ""))
+    logs.assert_no_pending_responses()
+    assert lines == [f"29: {line}" for line in range(20)]
+
+
 def test_an_endpoint_that_is_stuck_shows_its_containers_last_words(aws: Aws, stub: Stub) -> None:
     described = {
         "EndpointName": "kennel-dev",
@@ -236,11 +294,7 @@ def test_an_endpoint_that_is_stuck_shows_its_containers_last_words(aws: Aws, stu
     stub("sagemaker").add_response("describe_endpoint", described, {"EndpointName": "kennel-dev"})
     stub("cloudwatch").add_response("describe_alarms", {"MetricAlarms": []})
     logs = stub("logs")
-    for _ in range(2):
-        logs.add_response("describe_log_streams", {"logStreams": [{"logStreamName": "all/i-1"}]})
-    event = {"timestamp": 1, "message": "manifest.json is missing in /opt/ml/model", "ingestionTime": 1}
-    logs.add_response("get_log_events", {"events": [event], "nextForwardToken": "f/1"})
-    logs.add_response("get_log_events", {"events": [], "nextForwardToken": "f/1"})
+    _will_tell_its_last_words(logs)
     words = endpoint.why_it_failed(aws)
     assert "endpoint is Creating" in words
     assert "  manifest.json is missing in /opt/ml/model" in words
@@ -258,10 +312,7 @@ def test_while_an_endpoint_is_stuck_its_container_is_heard(aws: Aws, stub: Stub,
     for _ in range(2):
         sagemaker.add_response("describe_endpoint", described, {"EndpointName": "kennel-dev"})
         cloudwatch.add_response("describe_alarms", {"MetricAlarms": []})
-        logs.add_response("describe_log_streams", {"logStreams": [{"logStreamName": "all/i-1"}]})
-    event = {"timestamp": 1, "message": "manifest.json is missing in /opt/ml/model", "ingestionTime": 1}
-    logs.add_response("get_log_events", {"events": [event], "nextForwardToken": "f/1"})
-    logs.add_response("get_log_events", {"events": [], "nextForwardToken": "f/1"})
+    _will_tell_its_last_words(logs)
     said: list[str] = []
     watch = endpoint.StuckWatch(aws, said.append)
     for _ in range(59):  # every five seconds, as `stacks.wait` does
@@ -307,20 +358,11 @@ def test_without_a_network_it_says_so(run: Run, monkeypatch: pytest.MonkeyPatch)
     assert "AWS said Unreachable" in run("base", "apply").error
 
 
-def test_a_failed_job_says_why_and_ends_with_an_error(aws: Aws, stub: Stub) -> None:
-    described = {
-        "TrainingJobName": "dogs-1",
-        "TrainingJobArn": "arn:aws:sagemaker:eu-west-3:123456789012:training-job/dogs-1",
-        "TrainingJobStatus": "Failed",
-        "SecondaryStatus": "Failed",
-        "FailureReason": "AlgorithmError: channel 'training' holds 1 class folder",
-        "ModelArtifacts": {"S3ModelArtifacts": ""},
-        "AlgorithmSpecification": {"TrainingInputMode": "File"},
-        "ResourceConfig": {},
-        "StoppingCondition": {},
-        "CreationTime": 0,
-    }
-    stub("sagemaker").add_response("describe_training_job", described, {"TrainingJobName": "dogs-1"})
-    found = jobs.status(aws, "dogs-1")
-    assert found.ended
-    assert "channel 'training' holds 1 class folder" in found.failure
+def test_a_failed_job_says_why_and_ends_with_an_error(run: Run, base: None, reply: Reply) -> None:
+    why = "AlgorithmError: channel 'training' holds 1 class folder"
+    failed = {"TrainingJobStatus": "Failed", "SecondaryStatus": "Failed", "FailureReason": why}
+    reply("sagemaker.DescribeTrainingJob", failed)
+    answer = run("status", "dogs-1")
+    assert answer.code == 1
+    assert "training dogs-1: Failed" in answer.output
+    assert f"failure: {why}" in answer.output

@@ -14,15 +14,13 @@ from typing import Any
 
 import boto3
 import pytest
-from botocore.awsrequest import AWSResponse
-from botocore.compat import HTTPHeaders
 from botocore.stub import Stubber
 
-from deploy import jobs
+from deploy import inventory, jobs
 from deploy.aws import Aws
 from deploy.training import DEFAULT_EPOCHS
 from deploy.weights import DEFAULT_ARCHITECTURE
-from tests.aws.conftest import ACCOUNT, BUCKET, REGION, Run, Sent
+from tests.aws.conftest import ACCOUNT, BUCKET, PROFILES, REGION, Reply, Run, Sent
 from tests.aws.tools import ROOT
 from tests.training import write_digits
 from train.config import TrainConfig
@@ -176,6 +174,21 @@ def test_ec2_train_uses_its_group_again(run: Run, ready: None, sent: Sent) -> No
     assert sent.writes.count("CreateSecurityGroup") == 1
 
 
+def test_ec2_train_has_a_group_in_each_network(run: Run, ready: None, sent: Sent, profiles: Path, aws: Aws) -> None:
+    ec2: Any = boto3.client("ec2")
+    vpc = ec2.create_vpc(CidrBlock="10.1.0.0/16")["Vpc"]["VpcId"]
+    subnet = ec2.create_subnet(VpcId=vpc, CidrBlock="10.1.0.0/24")["Subnet"]["SubnetId"]
+    in_subnet = profiles.with_name("in-subnet.toml")
+    of_training = f'[shared.training]\nsubnets = ["{subnet}"]\nsecurity_groups = ["sg-1"]'
+    in_subnet.write_text(PROFILES.replace("[shared.training]", of_training))
+    for name, file in (("one", profiles), ("two", in_subnet)):
+        answer = run("ec2", "train", "--data", "dogs", "--image", URI, "--name", name, profiles=file)
+        assert answer.code == 0, answer.error
+    groups = [one["NetworkInterfaces"][0]["Groups"][0] for one in sent.of("RunInstances")]
+    assert ec2.describe_security_groups(GroupIds=[groups[1]])["SecurityGroups"][0]["VpcId"] == vpc
+    assert sorted(one.name for one in inventory.take(aws) if one.kind == "security group") == sorted(groups)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -183,6 +196,8 @@ def test_ec2_train_uses_its_group_again(run: Run, ready: None, sent: Sent) -> No
         (("--set", "a=1", "--set", "a=2"), "given twice"),
         (("--instance-type", "g4dn.xlarge"), "must start with ml."),
         (("--name", "x" * 64), "at most 63"),
+        (("--name", "dogs_1"), "letters, digits and hyphens"),
+        (("--name", "dogs-1-"), "begin and end with no hyphen"),
         (("--hours", "0"), "more than 0"),
         (("--data", "cats"), "`data push DIR --name cats` first"),
         (("--image", "v9"), "./build_and_push.sh v9"),
@@ -347,19 +362,10 @@ def test_a_name_in_use_is_found_before_anything_is_sent(run: Run, ready: None, s
 
 
 def test_a_quota_of_zero_is_found_before_anything_is_sent(
-    run: Run, ready: None, sent: Sent, digits: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, ready: None, sent: Sent, digits: Path, reply: Reply
 ) -> None:
-    listening = boto3.Session
-
-    def with_quota(**arguments: Any) -> Any:
-        session = listening(**arguments)
-        quota = {"QuotaName": "ml.m5.large for training job usage", "QuotaCode": "L-1234", "Value": 0.0}
-        answer: Any = (AWSResponse("", 200, HTTPHeaders(), None), {"Quotas": [quota]})
-        hear: Any = session.events.register
-        hear("before-call.service-quotas", lambda **_: answer)
-        return session
-
-    monkeypatch.setattr(boto3, "Session", with_quota)
+    quota = {"QuotaName": "ml.m5.large for training job usage", "QuotaCode": "L-1234", "Value": 0.0}
+    reply("service-quotas.ListServiceQuotas", {"Quotas": [quota]})
     answer = run("train", "--data", digits, "--image", URI)
     assert "quota 'ml.m5.large for training job usage' is 0 in eu-west-3; this needs 1" in answer.error
     assert "aws service-quotas request-service-quota-increase" in answer.error

@@ -78,6 +78,12 @@ def test_a_bound_that_nothing_keeps_is_a_sentence(send: Send) -> None:
         loadtest.run(send, [PHOTO], bound_ms=0.001, seconds=0.2, say=lambda _: None)
 
 
+def test_a_folder_of_any_photos_that_are_served_will_do(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "dog.TIFF").write_bytes(b"x")
+    answer = run("loadtest", tmp_path, "--url", "http://127.0.0.1:9", "--plan")
+    assert answer.code == 0, answer.error
+
+
 def test_nobody_at_the_address_is_a_sentence(run: Run, photo: Path) -> None:
     answer = run("loadtest", photo, "--url", f"http://127.0.0.1:{free_port()}")
     assert "/ping does not answer 200" in answer.error
@@ -123,6 +129,13 @@ def test_sizing_follows_from_the_round() -> None:
     calls = 40 * 730 * 3600
     run = calls * (0.0000002 + 0.1 * 0.5 * 0.0000097222)
     assert sizing.function_dollars == pytest.approx(provisioned_month(4) + run)
+
+
+def test_an_asynchronous_endpoint_is_scaled_by_what_waits() -> None:
+    """Its metric is the backlog an instance (app.yaml): a minute's work, and instances that are busy all of it."""
+    sizing = size(FOUND, peak_per_s=40, endpoint=Endpoint(variant="async", instance_type="ml.m5.large"))
+    assert sizing.scaling_target == int(34.7 * 60)
+    assert sizing.instances == 2  # 40 / 34.7 = 1.2
 
 
 def test_a_machine_without_a_price_leaves_the_bill_open() -> None:

@@ -130,6 +130,16 @@ def test_the_logs_of_our_jobs_go_and_those_of_others_stay(aws: Aws, base: None) 
     assert [one["logStreamName"] for one in left] == ["dogs-10/algo-1-19"]
 
 
+def test_log_groups_that_begin_with_our_names_are_of_others(aws: Aws) -> None:
+    ours = ["/aws/sagemaker/Endpoints/kennel-dev", "/aws/lambda/kennel-dev-classify", "/kennel/dev/ec2"]
+    others = ["/aws/sagemaker/Endpoints/kennel-dev2", "/aws/lambda/kennel-dev-prod-classify", "/kennel/dev/ec2-of-bob"]
+    for name in (*ours, *others):
+        boto3.client("logs").create_log_group(logGroupName=name)
+    teardown.destroy(aws, say=lambda _: None)
+    left: Any = boto3.client("logs").describe_log_groups()["logGroups"]
+    assert {one["logGroupName"] for one in left} == set(others)
+
+
 def test_a_repository_that_another_stage_uses_is_not_destroyed(run: Run, base: None, sent: Sent) -> None:
     template = json.dumps({"Resources": {"Topic": {"Type": "AWS::SNS::Topic"}}})
     boto3.client("cloudformation").create_stack(StackName="kennel-prod-app", TemplateBody=template)

@@ -66,14 +66,14 @@ def test_a2_17_where_channels_are_configured_other_folders_are_not_looked_at(pat
     assert find_channels(paths) == Channels(training=paths.channel("training"))
 
 
-@pytest.mark.parametrize("nested", ["", "dogImages"])
-def test_one_channel_with_three_folders_counts_as_three(paths: SageMakerPaths, nested: str) -> None:
+@pytest.mark.parametrize(("nested", "test"), [("", "test"), ("dogImages", "testing")])
+def test_one_channel_with_three_folders_counts_as_three(paths: SageMakerPaths, nested: str, test: str) -> None:
     root = paths.channel("training") / nested
     (paths.channel("training") / "__MACOSX" / "dogImages").mkdir(parents=True)  # As macOS packs the dog data set.
-    for name in ("train", "valid", "test"):
+    for name in ("train", "valid", test):
         fill(root / name, cats=1, dogs=1)
     found = find_channels(paths)
-    assert found == Channels(training=root / "train", validation=root / "valid", test=root / "test")
+    assert found == Channels(training=root / "train", validation=root / "valid", test=root / test)
 
 
 def test_classes_named_like_channels_stay_classes(paths: SageMakerPaths) -> None:
