@@ -40,7 +40,8 @@ class Container:
 
     def train(self, base: Path, arguments: Sequence[str]) -> subprocess.Popen[str]:
         mounts = [("input/data", ":ro"), ("model", ""), ("output", "")]
-        return _piped([self.engine, "run", "--rm", *_user(), *_volumes(base, mounts), IMAGE, "train", *arguments])
+        options = [*_user(self.engine), *_volumes(base, mounts)]
+        return _piped([self.engine, "run", "--rm", *options, IMAGE, "train", *arguments])
 
     @contextlib.contextmanager
     def serve(self, base: Path, port: int) -> Iterator[None]:
@@ -49,7 +50,7 @@ class Container:
             self.engine,
             "run",
             "--detach",
-            *_user(),
+            *_user(self.engine),
             *publish,
             *_volumes(base, [("model", ":ro")]),
             IMAGE,
@@ -136,8 +137,18 @@ def _piped(command: Sequence[str], env: dict[str, str] | None = None) -> subproc
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=sys.stderr, text=True)
 
 
-def _user() -> list[str]:
-    return [] if os.getuid() == 0 else ["--user", f"{os.getuid()}:{os.getgid()}"]
+def _user(engine: str) -> list[str]:
+    # The root of a rootless engine's containers is the caller already, and any other user a stranger to the folders.
+    if os.getuid() == 0 or is_rootless(engine):
+        return []
+    return ["--user", f"{os.getuid()}:{os.getgid()}"]
+
+
+def is_rootless(engine: str) -> bool:
+    """Whether docker or podman, by what its `info` says, runs as the user that calls it."""
+    template = "{{.Host.Security.Rootless}}" if Path(engine).name == "podman" else "{{.SecurityOptions}}"
+    said = subprocess.run([engine, "info", "--format", template], capture_output=True, text=True).stdout
+    return "name=rootless" in said or said.strip() == "true"
 
 
 def _volumes(base: Path, mounts: Sequence[tuple[str, str]]) -> list[str]:

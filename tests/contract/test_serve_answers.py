@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from container.artifact import MANIFEST, load_manifest
 from serve.api import MAX_INSTANCES
 from serve.options import Options
 from serve.prediction import Prediction
@@ -72,6 +73,13 @@ def test_an_answer_says_whether_the_model_is_confident(server: Server, base: Pat
     expected = [prediction.confident for prediction in predictions(base, Options())]
     assert sorted(str(confident) for confident in expected) == ["False", "True"]
     assert [server.classify(photo).json["confident"] for photo in PHOTOS] == expected
+
+
+def test_a6_57_nothing_is_written_beside_the_model(server: Server, base: Path) -> None:
+    """SageMaker mounts the folder read-only; here it can be written to."""
+    assert server.classify(headers={ATTRIBUTES: "explain=cam"}).status == 200
+    found = {str(path.relative_to(base / "model")) for path in (base / "model").rglob("*")}
+    assert found == {MANIFEST, *load_manifest(base / "model").files}
 
 
 def test_a6_55_an_answer_over_the_limit_is_413_and_ends_no_worker(server: Server) -> None:

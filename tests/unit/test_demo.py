@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy import demo
+from deploy import demo, programs
 from deploy.demo_data import hold_out, photos_by_class
 from tests.support import encoded, picture
 
@@ -67,3 +67,39 @@ def test_photos_in_the_folder_that_each_demo_empties_are_not_lost() -> None:
 )
 def test_a_class_is_called_as_training_calls_it(folder: str, class_names: list[str], shown: str) -> None:
     assert demo.shown_name(folder, class_names) == shown
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [(137, "lack of memory"), (125, "could not be started"), (3, "lines above")]
+)
+def test_a_training_that_left_no_reason_is_a_sentence(tmp_path: Path, code: int, words: str) -> None:
+    assert words in demo.reason(tmp_path / "failure", code)
+    (tmp_path / "failure").write_text("the channel is empty")
+    assert demo.reason(tmp_path / "failure", code) == "the channel is empty"
+
+
+def test_an_accuracy_below_the_least_ends_the_demo() -> None:
+    right, wrong = (demo.Answer(truth="3", label=label, probability=0.9) for label in ("3", "5"))
+    demo.judge([right] * 95 + [wrong] * 5, least=0.95)
+    demo.judge([wrong], least=0)
+    with pytest.raises(SystemExit, match=r"accuracy is 94\.0%, below 95%"):
+        demo.judge([right] * 94 + [wrong] * 6, least=0.95)
+    with pytest.raises(SystemExit, match="can be read"):
+        demo.judge([], least=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "rootless"),
+    [
+        ("docker", "[name=seccomp,profile=builtin name=rootless name=cgroupns]", True),
+        ("docker", "[name=apparmor name=seccomp,profile=builtin name=cgroupns]", False),
+        ("podman", "true", True),
+        ("podman", "false", False),
+    ],
+)
+def test_a_rootless_engine_is_known_by_what_it_says(tmp_path: Path, name: str, said: str, rootless: bool) -> None:
+    engine = tmp_path / name
+    field = {"docker": "SecurityOptions", "podman": "Host.Security.Rootless"}[name]
+    engine.write_text(f'#!/bin/sh\n[ "$*" = "info --format {{{{.{field}}}}}" ] && echo "{said}"\n')
+    engine.chmod(0o755)
+    assert programs.is_rootless(str(engine)) is rootless
