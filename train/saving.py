@@ -86,7 +86,8 @@ def prove_int8(network: bytes, job: Job, results: Results) -> Results:
         job.world.say(f"float32 is served: {count} validation photos are too few to judge int8 by")
         return results
     int8 = job.world.from_first(_int8(network, job) if job.world.leads else None)
-    exact, rounded = (_answers(engine, job) if int8 else None for engine in (network, int8))
+    exact = _answers(network, job) if int8 else None
+    rounded = _answers(int8, job) if int8 and exact else None
     if int8 is None or exact is None or rounded is None:
         job.world.say("float32 is served: the job is to end before int8 has proved itself")
         return results
@@ -102,15 +103,14 @@ def _int8(network: bytes, job: Job) -> bytes | None:
         return None
 
 
-def _answers(network: bytes | None, job: Job) -> Predictions | None:
+def _answers(network: bytes, job: Job) -> Predictions | None:
     """Validation's answers by the engine that serves, from all processes; None where one was asked to stop."""
     threads = max(1, usable_cores() // job.world.local_size)
     try:
-        own = answers(network, job.sets.own("validation"), job.spec, threads=threads) if network else None
+        own = answers(network, job.sets.own("validation"), job.spec, threads=threads, world=job.world)
     except Stopped:
-        own = None
-    parts = [part for part in job.world.gather(own) if part is not None]
-    return joined(parts) if len(parts) == job.world.size else None
+        return None
+    return joined(job.world.gather(own))
 
 
 def save(model: ResNet, network: bytes, job: Job, results: Results) -> None:
