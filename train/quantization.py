@@ -18,10 +18,11 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 
 from container.preprocessing import Float32Array, Preprocessing, preprocess
 from train.channels import Photo
+from train.distributed import ALONE, World
 from train.engine import session
-from train.predictions import Predictions
+from train.predictions import Predictions, until_stopped
 from train.sets import spread
-from train.stop import STOP
+from train.stop import STOP, Stopped
 
 CALIBRATION_PHOTOS: Final = 64
 # int8 is not judged on fewer: a single photo would be more than half a point.
@@ -82,20 +83,24 @@ def _no_preprocessing_advice(record: logging.LogRecord) -> bool:
     return "pre-processing" not in record.getMessage()
 
 
-def answers(network: bytes | Path, photos: Sequence[Photo], spec: Preprocessing, *, threads: int = 0) -> Predictions:
+def answers(
+    network: bytes | Path, photos: Sequence[Photo], spec: Preprocessing, *, threads: int = 0, world: World = ALONE
+) -> Predictions:
     """The network's logits, a photo at a time: as they are served, since int8's may depend on the batch.
 
-    Raises Stopped where the job is to end: thousands of photos take longer than it may then go on.
+    Raises Stopped, in all processes, where the job is to end: thousands of photos take longer than it may then go on.
     """
     engine: Any = session(network, threads=threads)
 
     def logits(photo: Photo) -> Float32Array:
-        STOP.check()
         (found,) = engine.run(["logits"], {"photos": preprocess(photo.path.read_bytes(), spec)[None]})
         return found  # type: ignore[no-any-return]
 
     classes = engine.get_outputs()[0].shape[1]
-    found = [np.empty((0, classes), np.float32), *(logits(photo) for photo in photos)]
+    seen = until_stopped(photos, len(photos), world=world)
+    found = [np.empty((0, classes), np.float32), *(logits(photo) for photo in seen)]
+    if world.any(STOP.requested())[0]:
+        raise Stopped("stopped before all photos were answered for")
     return Predictions(np.concatenate(found), np.array([photo.label for photo in photos], np.int64))
 
 

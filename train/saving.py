@@ -101,7 +101,7 @@ def prove_int8(network: bytes, job: Job, results: Results) -> Results:
         return results
     int8 = job.world.from_first(_int8(network, job) if job.world.leads else None)
     rounded = _answers(int8, job) if int8 else None
-    if rounded is None:
+    if int8 is None or rounded is None:
         job.world.say("float32 is served: the job is to end before int8 has proved itself")
         return results
     verdict = judge(rounded, results.validation, max_drop_points=job.config.max_accuracy_drop, always=always)
@@ -120,11 +120,10 @@ def _answers(network: bytes, job: Job) -> Predictions | None:
     """Validation's answers by the engine that serves, from all processes; None where one was asked to stop."""
     threads = max(1, usable_cores() // job.world.local_size)
     try:
-        own = answers(network, job.sets.own("validation"), job.spec, threads=threads)
+        own = answers(network, job.sets.own("validation"), job.spec, threads=threads, world=job.world)
     except Stopped:
-        own = None
-    parts = [part for part in job.world.gather(own) if part is not None]
-    return joined(parts) if len(parts) == job.world.size else None
+        return None
+    return joined(job.world.gather(own))
 
 
 def save(model: ResNet, network: bytes, job: Job, results: Results) -> None:

@@ -21,27 +21,63 @@ QUICK = {**SMALL, "batch_size": "8", "workers": "0", "epochs": "1"}
 TWO = {**QUICK, "processes_per_host": "2"}
 
 
-def ranks(folders: list[Path], *, batch_size: int, steps: int) -> list[dict[str, object]]:
-    """Run tests.training_ranks with a rank for each folder; a folder of its own stands for a host."""
-    port = str(free_port())
-    hosts = len(set(folders))
+def together(words: list[list[str]], *, hosts: int = 1) -> list[str]:
+    """Run Python with each of the words, as the ranks of one training; return the last line of each."""
+    port, size = str(free_port()), len(words)
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.training_ranks", str(folder), str(batch_size), str(steps)],
+            [sys.executable, *own],
             cwd=ROOT,
             env={
                 **os.environ,
-                **{"RANK": str(rank), "WORLD_SIZE": str(len(folders)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
-                **{"LOCAL_RANK": str(rank if hosts == 1 else 0), "LOCAL_WORLD_SIZE": str(len(folders) // hosts)},
+                **{"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+                **{"LOCAL_RANK": str(rank if hosts == 1 else 0), "LOCAL_WORLD_SIZE": str(size // hosts)},
             },
             stdout=subprocess.PIPE,
             text=True,
         )
-        for rank, folder in enumerate(folders)
+        for rank, own in enumerate(words)
     ]
     outputs = [process.communicate(timeout=280)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(folders)
-    return [json.loads(output.splitlines()[-1]) for output in outputs]
+    assert [process.returncode for process in processes] == [0] * size
+    return [output.splitlines()[-1] for output in outputs]
+
+
+def ranks(folders: list[Path], *, batch_size: int, steps: int) -> list[dict[str, object]]:
+    """Run tests.training_ranks with a rank for each folder; a folder of its own stands for a host."""
+    words = [["-m", "tests.training_ranks", str(folder), str(batch_size), str(steps)] for folder in folders]
+    return [json.loads(line) for line in together(words, hosts=len(set(folders)))]
+
+
+# A rank that has COUNT items, and is asked to stop at its item STOP.
+_ITEMS = """
+import sys, torch
+from train.distributed import World
+from train.predictions import until_stopped
+from train.stop import STOP
+world, (count, stop), seen = World.join(), map(int, sys.argv[1:]), 0
+with torch.inference_mode():
+    for _ in until_stopped(range(count), count, world=world):
+        seen += 1
+        STOP.signal = 15 if seen == stop else None
+print(seen)
+world.leave()
+"""
+
+
+@pytest.mark.parametrize(
+    ("items", "seen"),
+    [
+        ([(40, 0), (3, 0), (0, 0)], [40, 3, 0]),
+        ([(1000, 0), (3, 2), (0, 0)], [16, 2, 0]),
+    ],
+)
+def test_processes_of_unequal_shares_all_leave_where_one_is_asked_to(
+    items: list[tuple[int, int]], seen: list[int]
+) -> None:
+    """SageMaker may stop one host alone: the others must not work on to the end of their share before they hear."""
+    found = together([["-c", _ITEMS, str(count), str(stop)] for count, stop in items], hosts=3)
+    assert [int(line) for line in found] == seen
 
 
 def test_two_processes_compute_what_one_does_with_twice_the_batch(tmp_path: Path) -> None:
