@@ -4,12 +4,14 @@
 
 Values that are given are the same in every trial; the other tunable ones are searched for. Each trial is a `train` of
 its own in output/data/trials; a trial that falls behind the median is ended early. The search goes on where an
-earlier one in the same folder stopped. The best trial's artifact and report are left where `train` leaves its own.
+earlier one in the same folder stopped, and refuses to where that had other values or photos. The best trial's artifact
+and report are left where `train` leaves its own.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import re
@@ -28,16 +30,18 @@ from optuna.trial import TrialState
 
 from container.artifact import find_artifact, load_manifest, save_artifact
 from container.contract import VALIDATION_ACCURACY, VALIDATION_BEST_ACCURACY, SageMakerPaths
-from container.errors import KennelError, TrainingError
+from container.errors import ConfigError, KennelError, TrainingError
 from train.config import TrainConfig, options, read_command_line, read_hyperparameters
 from train.failure import failure_text, write_failure
-from train.folders import discard_results
+from train.folders import discard_results, make_writable
 from train.hyperparameters import Option, Range, parse
 from train.stop import STOP
 
 _DEFAULT_TRIALS: Final = "20"
 # Of a trial that is run because an earlier run of the search ended in the middle of another: that one's number.
 _INSTEAD_OF: Final = "instead_of"
+# Of a study: the values that it does not search for, and its data.
+_SETTINGS: Final = "settings"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -47,11 +51,12 @@ def main(arguments: Sequence[str]) -> int:
         STOP.install()
         STOP.hold()
         given = read_command_line(arguments)
-        trials = int(parse(given.pop("trials", _DEFAULT_TRIALS), int, Option(help="", minimum=1)))
-        fixed = {**read_hyperparameters(paths.hyperparameters), **given}
-        TrainConfig.from_hyperparameters(fixed)
-        best = search(paths, {_canonical(name): str(value) for name, value in fixed.items()}, trials=trials)
-    except (KennelError, ValueError) as error:
+        trials = _trials(given.pop("trials", _DEFAULT_TRIALS))
+        fixed = _fixed({**read_hyperparameters(paths.hyperparameters), **given})
+        make_writable(paths.model)
+        make_writable(paths.output_data)
+        best = search(paths, fixed, trials=trials)
+    except KennelError as error:
         print(f"error: {error}", file=sys.stderr)
         write_failure(paths.failure, failure_text(error))
         return 1
@@ -59,16 +64,25 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _canonical(name: str) -> str:
-    return name.strip().lower().replace("-", "_")
+def _trials(text: str) -> int:
+    try:
+        return int(parse(text, int, Option(help="", minimum=1)))
+    except ValueError as error:
+        raise ConfigError(f"option 'trials' {error}") from error
 
 
-def search(paths: SageMakerPaths, fixed: Mapping[str, str], *, trials: int) -> dict[str, Any]:
+def _fixed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The checked values of the hyperparameters that are given. Raises ConfigError."""
+    values = TrainConfig.from_hyperparameters(given).to_json()
+    names = {name.strip().lower().replace("-", "_") for name in given}
+    return {name: value for name, value in values.items() if name in names}
+
+
+def search(paths: SageMakerPaths, fixed: Mapping[str, Any], *, trials: int) -> dict[str, Any]:
     """Run trials until that many are complete, counting those of earlier runs; return the best one's description."""
     folder = paths.output_data
-    folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = _open_study(folder, seed=int(fixed.get("seed", "0")))
+    study = _open_study(folder, {**fixed, "data": _data_digest(paths.data)}, seed=fixed.get("seed", 0))
     while _finished(study) < trials and not STOP.requested():
         _one_trial(study, paths, fixed)
     if not [trial for trial in study.trials if trial.state == TrialState.COMPLETE]:
@@ -81,8 +95,18 @@ def search(paths: SageMakerPaths, fixed: Mapping[str, str], *, trials: int) -> d
     return best
 
 
-def _open_study(folder: Path, *, seed: int) -> optuna.Study:
-    """The study of this folder; trials that an earlier run was ended in are queued to be run again."""
+def _data_digest(folder: Path) -> str:
+    """Of the channels' files, by name and size."""
+    paths = (Path(root, name) for root, _, names in os.walk(folder, followlinks=True) for name in names)
+    files = sorted((str(path.relative_to(folder)), path.stat().st_size) for path in paths if path.is_file())
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
+
+
+def _open_study(folder: Path, settings: Mapping[str, Any], *, seed: int) -> optuna.Study:
+    """The study of this folder; trials that an earlier run was ended in are queued to be run again.
+
+    Raises ConfigError where it was begun with other settings: its trials would not compare with those to come.
+    """
     study = optuna.create_study(
         study_name="kennel",
         storage=f"sqlite:///{folder / 'tuning.db'}",
@@ -90,6 +114,14 @@ def _open_study(folder: Path, *, seed: int) -> optuna.Study:
         pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=1),
         load_if_exists=True,
     )
+    begun = study.user_attrs.get(_SETTINGS, settings)
+    other = [name for name in sorted({*begun, *settings}) if begun.get(name) != settings.get(name)]
+    if other:
+        raise ConfigError(
+            f"{folder / 'tuning.db'} holds a search with {_named(begun, other)}; this one has "
+            f"{_named(settings, other)}: give the same values and data, or remove that file to begin anew"
+        )
+    study.set_user_attr(_SETTINGS, dict(settings))
     # A sampler begins its random draws anew: with the same seed, a search that goes on would repeat itself.
     study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
     replaced = {trial.user_attrs.get(_INSTEAD_OF) for trial in study.trials}
@@ -97,6 +129,10 @@ def _open_study(folder: Path, *, seed: int) -> optuna.Study:
         if trial.number not in replaced:
             study.enqueue_trial(trial.params, user_attrs={_INSTEAD_OF: trial.number})
     return study
+
+
+def _named(settings: Mapping[str, Any], names: Sequence[str]) -> str:
+    return ", ".join(f"{name}={settings[name]}" if name in settings else f"no {name} given" for name in names)
 
 
 def _finished(study: optuna.Study) -> int:
@@ -123,9 +159,9 @@ def _hand_over(trial: SageMakerPaths, paths: SageMakerPaths) -> None:
     shutil.copytree(trial.output_data, paths.output_data, dirs_exist_ok=True)
 
 
-def _one_trial(study: optuna.Study, paths: SageMakerPaths, fixed: Mapping[str, str]) -> None:
+def _one_trial(study: optuna.Study, paths: SageMakerPaths, fixed: Mapping[str, Any]) -> None:
     trial = study.ask()
-    values = {**fixed, **suggest(trial, fixed)}
+    values = {**{name: str(value) for name, value in fixed.items()}, **suggest(trial, fixed)}
     print(f"trial {trial.number}: {json.dumps(trial.params)}", flush=True)
     value, pruned = _train(trial, _tree(paths, trial.number), values)
     if STOP.requested():
@@ -140,7 +176,7 @@ def _one_trial(study: optuna.Study, paths: SageMakerPaths, fixed: Mapping[str, s
     print(f"trial {trial.number}: {outcome}", flush=True)
 
 
-def suggest(trial: optuna.Trial, fixed: Mapping[str, str]) -> dict[str, str]:
+def suggest(trial: optuna.Trial, fixed: Mapping[str, Any]) -> dict[str, str]:
     """A value for every tunable hyperparameter that is not fixed."""
     values: dict[str, str] = {}
     for name, (kind, option) in options().items():
@@ -176,7 +212,9 @@ def _train(trial: optuna.Trial, tree: SageMakerPaths, values: Mapping[str, str])
     value, epoch, pruned = None, 0, False
     with (
         (tree.base / "log").open("w", buffering=1) as log,
-        subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
+        subprocess.Popen(
+            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace"
+        ) as process,
     ):
         threading.Thread(target=_pass_on, args=(process,), daemon=True).start()
         assert process.stdout is not None  # noqa: S101 - for the type checker: it is a pipe

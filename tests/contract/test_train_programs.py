@@ -121,7 +121,7 @@ def test_a_validation_channel_that_cannot_be_read_is_not_made_up_for(paths: Sage
 
 
 def test_a_search_that_is_stopped_runs_its_trial_again(paths: SageMakerPaths) -> None:
-    words = arguments({**QUICK, "epochs": "500", "report": "false"})
+    words = arguments({**QUICK, "epochs": "20", "report": "false"})
     with start_train(paths.base, "--trials", "1", *words, program=("-m", "train.tune")) as process:
         log = paths.output_data / "trials" / "0" / "log"
         wait_until(
@@ -131,7 +131,6 @@ def test_a_search_that_is_stopped_runs_its_trial_again(paths: SageMakerPaths) ->
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 1, output
     assert paths.failure.read_text().startswith("no trial came to its end")
-    words = arguments({**QUICK, "epochs": "1", "report": "false"})
     code, output = run_train(paths.base, "--trials", "1", *words, program=("-m", "train.tune"))
     assert code == 0, output
     one, two = json.loads((paths.output_data / "tuning.json").read_text())["trials"]
@@ -140,7 +139,7 @@ def test_a_search_that_is_stopped_runs_its_trial_again(paths: SageMakerPaths) ->
 
 
 def test_tune_searches_goes_on_and_leaves_the_best(paths: SageMakerPaths) -> None:
-    words = arguments({**QUICK, "seed": "1", "batch_size": "16"})
+    words = arguments({**QUICK, "seed": '"1"', "batch_size": "16"})
     code, output = run_train(paths.base, "--trials", "1", *words, program=("-m", "train.tune"))
     assert code == 0, output
     code, output = run_train(paths.base, "--trials", "2", *words, program=("-m", "train.tune"))
@@ -156,10 +155,18 @@ def test_tune_searches_goes_on_and_leaves_the_best(paths: SageMakerPaths) -> Non
     verify_files(paths.model, manifest)
     assert {name: manifest.hyperparameters[name] for name in tuned} == pytest.approx(found["best"]["hyperparameters"])
     assert {"report.html", "report.json", "doctor.json"} <= {path.name for path in paths.output_data.iterdir()}
+    assert len(list((paths.output_data / "tensorboard").iterdir())) == 1
+    code, output = run_train(paths.base, "--trials", "2", *words, "--epochs", "2", program=("-m", "train.tune"))
+    assert code == 1, output
+    assert "holds a search with epochs=1; this one has epochs=2" in paths.failure.read_text()
+    (paths.channel("training") / "0" / "000.png").unlink()
+    code, output = run_train(paths.base, "--trials", "2", *words, program=("-m", "train.tune"))
+    assert code == 1, output
+    assert "holds a search with data=" in paths.failure.read_text()
 
 
 def test_tune_refuses_what_train_would(paths: SageMakerPaths) -> None:
     code, output = run_train(paths.base, "--trials", "none", program=("-m", "train.tune"))
-    assert (code, "expected a whole number" in output) == (1, True)
+    assert (code, "error: option 'trials' is 'none'; expected a whole number" in output) == (1, True)
     code, output = run_train(paths.base, "--epocs", "1", program=("-m", "train.tune"))
     assert (code, "did you mean 'epochs'" in output) == (1, True)
