@@ -96,6 +96,8 @@ _PROFILE: Final[Mapping[str, str]] = {
     "aws_profile": "which of the aws command's profiles to use; empty: its default",
     "repository": "in ECR; the stages of one account share it",
     "owns_repository": "whether this stage's base stack holds the repository",
+    "pull_accounts": "with it, further accounts that may pull from the repository",
+    "repository_account": "without it, the account that holds the repository where that is another one",
     "training.instance_type": "",
     "training.instances": "hosts of one training",
     "training.spot": "cheaper; an interrupted job goes on from its checkpoint",
@@ -124,6 +126,12 @@ _PROFILE: Final[Mapping[str, str]] = {
     "function.allowed_url_hosts": "hosts that photos may be fetched from",
     "function.allowed_buckets": "buckets that photos may be read from",
     "function.tracing": "X-Ray",
+    "function.timeout_s": "its time-out, from which all others follow; 29 behind API Gateway",
+    "function.top_k": "predictions in an answer; 0: the model's number",
+    "function.legacy_response": "direct calls get the usual course project's answer",
+    "function.result_prefix": "where results of S3 notifications go",
+    "function.cors_origins": "origins whose pages may read answers",
+    "function.pillow": "packages Pillow, which scales photos down that are too large",
 }
 
 
