@@ -130,28 +130,13 @@ class Models:
         with self._lock_of(name):
             if name in self._loaded:
                 raise ModelConflictError(f"model {name!r} is already loaded")
-            artifact, manifest = self._open(url)
-            memory_mib = self._reserve(name, manifest)
-            try:
-                self._start(name, artifact)
-            except BaseException:
-                self._remove(name)
-                self._planned_mib.pop(name, None)
-                raise
-            self._loaded[name] = LoadedModel(name=name, url=url, manifest=manifest)
-            self._front.allow(name)
-        log("serve", "model loaded", model=name, url=url, memory_planned_mib=memory_mib)
+            self._load(name, url)
 
     def unload(self, name: str) -> None:
         """Refuse new calls, let the running ones end, then end the workers and free their memory."""
         with self._lock_of(name):
             self.get(name)
-            self._front.refuse(name)
-            del self._loaded[name]
-            self._until(lambda: not self._front.running(name), self._drain_timeout_s)
-            self._remove(name)
-            self._planned_mib.pop(name, None)
-        log("serve", "model unloaded", model=name)
+            self._unload(name)
 
     def mend(self) -> None:
         """Begin to load anew each model whose workers do not come back; raises ServingError where that failed too."""
@@ -169,12 +154,12 @@ class Models:
                 threading.Thread(target=self._load_anew, args=(model,), daemon=True).start()
 
     def _load_anew(self, model: LoadedModel) -> None:
-        log("serve", "this model's workers do not come back; it is loaded anew", model=model.name)
         try:
-            self.unload(model.name)
-            self.load(model.name, model.url)
-        except (ModelNotFoundError, ModelConflictError):
-            pass  # The platform has unloaded it, or loaded it anew, in the meantime.
+            with self._lock_of(model.name):
+                if self._loaded.get(model.name) is model:  # Else the platform has unloaded it, or loaded it anew.
+                    log("serve", "this model's workers do not come back; it is loaded anew", model=model.name)
+                    self._unload(model.name)
+                    self._load(model.name, model.url)
         except KennelError as error:
             self._lost = f"model {model.name!r} was lost and cannot be loaded anew: {error}"
         finally:
@@ -184,6 +169,29 @@ class Models:
     def _lock_of(self, name: str) -> threading.Lock:
         with self._lock:
             return self._locks.setdefault(name, threading.Lock())
+
+    # With the name's lock held ------------------------------------------------------------------------------
+
+    def _load(self, name: str, url: str) -> None:
+        artifact, manifest = self._open(url)
+        memory_mib = self._reserve(name, manifest)
+        try:
+            self._start(name, artifact)
+        except BaseException:
+            self._remove(name)
+            self._planned_mib.pop(name, None)
+            raise
+        self._loaded[name] = LoadedModel(name=name, url=url, manifest=manifest)
+        self._front.allow(name)
+        log("serve", "model loaded", model=name, url=url, memory_planned_mib=memory_mib)
+
+    def _unload(self, name: str) -> None:
+        self._front.refuse(name)
+        del self._loaded[name]
+        self._until(lambda: not self._front.running(name), self._drain_timeout_s)
+        self._remove(name)
+        self._planned_mib.pop(name, None)
+        log("serve", "model unloaded", model=name)
 
     def _open(self, url: str) -> tuple[Path, Manifest]:
         path = Path(url)
