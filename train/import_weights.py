@@ -26,8 +26,10 @@ from container.errors import ConfigError, KennelError, WeightsError
 from container.preprocessing import Preprocessing
 from train.config import did_you_mean, read_command_line
 from train.export import Networks, build_network, write_artifact
+from train.folders import make_writable
 from train.hyperparameters import Option, parse
 from train.model import build_resnet, read_state_dict
+from train.stop import STOP, Stopped
 
 _OPTIONS: Final = ("weights", "classes", "model_dir", "image_size", "top_k", "normalise")
 # Blocks in the third layer, and whether they are bottlenecks, tell the architectures apart.
@@ -41,12 +43,12 @@ _ARCHITECTURES: Final[Mapping[tuple[int, bool], str]] = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Return the exit code; 1 with one sentence where the weights cannot be used."""
+    """Return the exit code; 1 with one sentence where the weights cannot be used, 143 where it was stopped."""
     try:
         manifest = _import(read_command_line(arguments))
-    except KennelError as error:
+    except (KennelError, Stopped) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return STOP.exit_code if isinstance(error, Stopped) else 1
     print(f"imported {manifest.architecture} with {len(manifest.class_names)} classes, version {manifest.version}")
     return 0
 
@@ -64,11 +66,12 @@ def _import(given: Mapping[str, str]) -> Manifest:
     spec = Preprocessing.for_image_size(image_size)
     if not _parsed(values.get("normalise", "true"), bool, "normalise", Option(help="")):
         spec = replace(spec, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    folder = Path(values.get("model_dir", SageMakerPaths.from_env().model))
+    make_writable(folder)
     samples = torch.randn(4, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).numpy()
     network = build_network(model, image_size=image_size, samples=samples)
     head = "linear" if isinstance(model.fc, nn.Linear) else "mlp"
     draft = Manifest(architecture=architecture, class_names=tuple(names), preprocessing=spec, top_k=top_k, head=head)
-    folder = Path(values.get("model_dir", SageMakerPaths.from_env().model))
     return write_artifact(folder, model, Networks(float32=network), draft)
 
 
@@ -123,6 +126,7 @@ def _head(state: Mapping[str, Tensor], num_classes: int) -> nn.Module:
 
 
 def run() -> None:
+    STOP.install()
     sys.exit(main(sys.argv[1:]))
 
 

@@ -47,6 +47,26 @@ def test_doctor_says_what_train_would_meet(paths: SageMakerPaths) -> None:
     assert (code, "did you mean 'epochs'" in output) == (1, True)
 
 
+def test_doctor_names_a_folder_that_it_cannot_write_to(paths: SageMakerPaths) -> None:
+    paths.output.write_text("a file is in the way")
+    code, output = run_train(paths.base, program=("-m", "train.doctor_program"))
+    assert (code, f"error: {paths.output_data} cannot be written to" in output) == (1, True), output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("module", "place"),
+    [("train.doctor_program", "train.sets.open_photo_sets"), ("train.import_weights", "train.import_weights._import")],
+)
+def test_a_program_that_is_stopped_says_so(paths: SageMakerPaths, module: str, place: str) -> None:
+    program = (
+        f"import os, signal, {module}, {place.rpartition('.')[0]}; "
+        f"{place} = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM); {module}.run()"
+    )
+    code, output = run_train(paths.base, program=("-c", program))
+    assert (code, "error: stopped by a signal" in output) == (143, True), output
+
+
 def test_strict_data_ends_training_where_a_set_leaks(paths: SageMakerPaths) -> None:
     shutil.copytree(paths.channel("training"), paths.channel("test"))
     code, output = run_train(paths.base, *arguments({**QUICK, "strict_data": "true"}))

@@ -71,6 +71,12 @@ def test_what_cannot_be_imported_is_one_sentence(
     assert not (tmp_path / "model").exists()
 
 
+def test_a_model_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model").write_text("a file is in the way")
+    assert main(files(tmp_path, build_resnet("resnet18", 3).state_dict(), 3)) == 1
+    assert f"error: {tmp_path / 'model'} cannot be written to" in capsys.readouterr().err
+
+
 def test_a_wrong_number_of_names_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(files(tmp_path, build_resnet("resnet18", 3).state_dict(), 4)) == 1
     assert "answers 3 classes, but 4 names are given" in capsys.readouterr().err
