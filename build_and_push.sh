@@ -24,7 +24,7 @@ TEXT
 }
 
 readonly REPOSITORY=${KENNEL_REPOSITORY:-kennel}
-readonly PLATFORM=${PLATFORM:-linux/amd64}
+export PLATFORM=${PLATFORM:-linux/amd64}
 readonly MOVING_TAGS='dev staging prod latest'
 readonly LIFECYCLE='{"rules":[{"rulePriority":1,"description":"untagged images only","selection":{"tagStatus":"untagged","countType":"sinceImagePushed","countUnit":"days","countNumber":14},"action":{"type":"expire"}}]}'
 SECRETS=$(mktemp -d)
@@ -136,7 +136,7 @@ log_in() {
 
 build() {
   say "building $uri:$version"
-  ENGINE=$engine IMAGE=$uri:$version REVISION=$revision PLATFORM=$PLATFORM container/build.sh >&2 ||
+  ENGINE=$engine IMAGE=$uri:$version REVISION=$revision container/build.sh >&2 ||
     die 'the build failed: its last lines are above'
 }
 

@@ -5,6 +5,7 @@ To read it, begin with one of `commands`: each asks, shows a `plan`, and then ac
 * the demo: `demo`, `demo_data`, `programs`
 * every command: `cli`, `profile`, `errors`, `aws` (boto3)
 * data and jobs: `photo_doctor`, `datasets`, `training`, `ec2`, `jobs`
-* what stands: `stacks`, `endpoint`, `images`, `lambda_zip`, `releases`, `notifications`, `inventory`, `teardown`
+* what runs: `images`, `weights`, `lambda_zip`
+* what stands: `stacks`, `endpoint`, `releases`, `notifications`, `inventory`, `teardown`
 * advice: `doctor`, `audit`, `quotas`, `loadtest`, `sizing`, `pricing`, `bill`
 """
