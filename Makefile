@@ -9,6 +9,8 @@ MAKEFLAGS += --jobs=2
 
 # Every environment that the tests use.
 TESTED_WITH = .venv/ready .venv-sam/ready .venv-sdk/ready .venv-sdk3/ready
+# Files of tests, two at a time: most tests wait for programs to start.
+SIDE_BY_SIDE = -n 2 --dist loadfile
 # Debian's versions are not pinned: its security updates are wanted. Builders ship nothing, and pip's cache is BuildKit's.
 HADOLINT = --ignore DL3008 --ignore DL3009 --ignore DL3042
 
@@ -37,10 +39,10 @@ test: $(TESTED_WITH) ## lint, types, and every test but the slow ones
 	.venv/bin/hadolint $(HADOLINT) container/Dockerfile
 	.venv/bin/mypy
 	if container/engine.sh ensure >/dev/null; then container/build.sh; fi
-	.venv/bin/pytest -m 'not slow'
+	.venv/bin/pytest $(SIDE_BY_SIDE) -m 'not slow'
 
 test-slow: $(TESTED_WITH) ## the tests that take minutes each
-	.venv/bin/pytest -m slow
+	.venv/bin/pytest $(SIDE_BY_SIDE) -m slow
 
 soak: .venv/ready ## an hour of mixed load on serving (SECONDS=3600)
 	KENNEL_SOAK_SECONDS=$(or $(SECONDS),3600) .venv/bin/pytest -s tests/contract/test_serve_soak.py

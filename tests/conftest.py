@@ -38,3 +38,12 @@ def real_photos() -> Path:
 
 def pytest_report_header() -> str:
     return f"real photos: {os.environ.get('KENNEL_PHOTOS') or 'none (KENNEL_PHOTOS names no folder)'}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what tests have recorded to be shown, such as a table of what they measured."""
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport) and report.when == "call":
+                for text in (value for name, value in report.user_properties if name == "shown"):
+                    terminalreporter.write_line(f"\n{text}")

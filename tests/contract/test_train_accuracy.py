@@ -86,7 +86,11 @@ def hymenoptera(data: Path) -> None:
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize(("photos", "side", "flip"), [(digits, 32, False), (hymenoptera, 64, True)])
 def test_from_scratch_ours_reaches_the_reference(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], photos: Callable[[Path], None], side: int, flip: bool
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+    photos: Callable[[Path], None],
+    side: int,
+    flip: bool,
 ) -> None:
     """Noise of the means' difference: each one's deviation over the seeds, or what chance leaves open of a share."""
     data = tmp_path / "data"
@@ -96,10 +100,8 @@ def test_from_scratch_ours_reaches_the_reference(
         references = pool.map(lambda seed: reference(data, seed, side=side, flip=flip), SEEDS)
         jobs = pool.map(lambda seed: ours(tmp_path / str(seed), data, seed, side=side, flip=flip), SEEDS)
         theirs, mine = [*references], [*jobs]
-    with capsys.disabled():
-        print(f"\n| {photos.__name__}, seed | reference | ours |\n|---|---|---|")
-        for seed, their, our in zip(SEEDS, theirs, mine, strict=True):
-            print(f"| {seed} | {their:.3f} | {our:.3f} |")
+    rows = [f"| {seed} | {their:.3f} | {our:.3f} |" for seed, their, our in zip(SEEDS, theirs, mine, strict=True)]
+    record_property("shown", "\n".join([f"| {photos.__name__}, seed | reference | ours |", "|---|---|---|", *rows]))
     sizes = [sum(path.is_file() for path in folder.iterdir()) for folder in (data / "test").iterdir()]
     share = statistics.mean(theirs)
     chance = math.sqrt(share * (1 - share) / sum(sizes))
