@@ -7,6 +7,7 @@ import json
 import os
 import re
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import botocore
@@ -65,7 +66,9 @@ def test_the_image_stays_within_its_budget(engine: Engine) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_layers_hold_no_secret_and_little_that_is_never_seen(engine: Engine) -> None:
+def test_layers_hold_no_secret_and_little_that_is_never_seen(
+    engine: Engine, record_property: Callable[[str, object], None]
+) -> None:
     known = engine.run("cat", "/etc/ssl/certs/ca-certificates.crt").stdout + certifi.contents()
     known += Path(botocore.__file__).with_name("cacert.pem").read_text()
     search = Search(build_secrets(known))
@@ -74,7 +77,7 @@ def test_layers_hold_no_secret_and_little_that_is_never_seen(engine: Engine) -> 
     assert sorted(search.found) == []
     total = sum(layer.size for layer in layers)
     efficiency = 1 - wasted(layers) / total
-    print(json.dumps({"layers": [layer.size for layer in layers], "efficiency": round(efficiency, 4)}))
+    record_property("shown", f"image: {total / 1e9:.2f} GB in {len(layers)} layers, efficiency {efficiency:.2%}")
     assert efficiency > LEAST_EFFICIENCY
     # A change of our code pushes the layers above torch and the packages alone.
     ours = [layer for layer in layers if any(path.startswith("/opt/kennel/") for path in layer.files)]
