@@ -9,6 +9,8 @@ import pytest
 
 # As `train` sets it for itself, and for the same reason: before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Where it is set, rich keeps the width that it finds when it is imported; tests set one of their own.
+os.environ.pop("COLUMNS", None)
 
 from tests.containers import IMAGE, Engine, find_engine
 
