@@ -26,6 +26,9 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "validation": ("validation", "valid", "val"),
     "test": ("test", "testing"),
 }
+# How a hyperparameter says yes or no, in any case.
+TRUE_WORDS = ("true", "1", "yes", "on")
+FALSE_WORDS = ("false", "0", "no", "off")
 # The suffixes, in lower case, of photos that are read.
 PHOTO_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from deploy import jobs, stacks
 from deploy.aws import Aws
 from deploy.bill import abuse_words
+from deploy.ec2 import has_gpu
 from deploy.errors import DeployError
 from deploy.pricing import load_prices
 from deploy.profile import Profile
@@ -23,7 +23,6 @@ SAFETY_FACTOR = 0.5
 # The image's CUDA 13 (container/requirements-torch-cuda.txt) needs NVIDIA's driver 580, which of SageMaker's hosts this
 # one has; the usual one of a GPU has 470 to 550 (API reference, ProductionVariant).
 GPU_AMI = "al2023-ami-sagemaker-inference-gpu-4-1"
-_GPU_TYPE = re.compile(r"ml\.[gp]\d")
 _OF_FUNCTION = (
     *("Name", "Stage", "CodeKey", "Variant", "AllowedUrlHosts", "AllowedBuckets", "Tracing", "FunctionTimeout"),
     *("TopK", "LegacyResponse", "ResultPrefix", "CorsOrigins"),
@@ -69,7 +68,7 @@ def app_parameters(aws: Aws, release: Release) -> dict[str, str]:
         "ModelDataUrl": release.model,
         "Variant": endpoint.variant,
         "InstanceType": endpoint.instance_type,
-        "InferenceAmi": GPU_AMI if _GPU_TYPE.match(endpoint.instance_type) else "",
+        "InferenceAmi": GPU_AMI if has_gpu(endpoint.instance_type) else "",
         "MinInstances": endpoint.min_instances,
         "MaxInstances": endpoint.max_instances,
         "ScalingTarget": endpoint.scaling_target,

@@ -64,8 +64,8 @@ def require_concurrency(aws: Aws) -> str:
 def _free_concurrency(aws: Aws) -> tuple[int, int]:
     """Calls that nobody has reserved, or our function has already; and all of the account."""
     limits = aws.call("lambda", "get_account_settings")["AccountLimit"]
-    name = f"{aws.profile.prefix}-classify"
-    ours = aws.found("lambda", "get_function_concurrency", "ResourceNotFoundException", FunctionName=name) or {}
+    found = aws.found("lambda", "get_function_concurrency", "ResourceNotFoundException", FunctionName=aws.function_name)
+    ours = found or {}
     free = limits["UnreservedConcurrentExecutions"] + ours.get("ReservedConcurrentExecutions", 0)
     return free, limits["ConcurrentExecutions"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from container.contract import FALSE_WORDS
 from deploy import images
 from deploy.aws import Aws
 from deploy.errors import DeployError
@@ -11,7 +12,6 @@ from deploy.training import Job
 
 # What the image trains where nothing is said (train/config.py; a test holds the two together).
 DEFAULT_ARCHITECTURE = "resnet50"
-_FALSE = ("false", "0", "no", "off")
 # A version as build_and_push.sh names it: the revision, then the network whose weights are in the image, if any are.
 _VERSION = re.compile(r"[0-9a-f]{12,}(-dirty-[0-9a-f]{12})?(-(?P<weights>resnet\d+))?(-.+)?")
 
@@ -19,7 +19,7 @@ _VERSION = re.compile(r"[0-9a-f]{12,}(-dirty-[0-9a-f]{12})?(-(?P<weights>resnet\
 def require(aws: Aws, job: Job, *, offline: bool) -> tuple[str, ...]:
     """Raise where it will find none, which it would tell only once it is billed; else what is not known of them."""
     architecture = job.hyperparameters.get("architecture", DEFAULT_ARCHITECTURE)
-    wanted = job.hyperparameters.get("pretrained", "true").lower() not in _FALSE
+    wanted = job.hyperparameters.get("pretrained", "true").lower() not in FALSE_WORDS
     if not (offline and wanted) or "pretrained" in job.channels:
         return ()
     held = _held(aws, job.image)

@@ -31,7 +31,7 @@ def read_options(attributes: str) -> Options:
     found = (_OPTION.fullmatch(part) for part in re.split("[,;]", attributes))
     values = {match[1]: match[2] for match in found if match}
     for name in values:
-        near = next((known for known in _PARSERS if re.fullmatch(_slips(known), name.lower())), None)
+        near = next((known for known in _PARSERS if _SLIPS[known].fullmatch(name.lower())), None)
         if near and name != near:
             raise RequestError(f"{ATTRIBUTES_HEADER} holds {name!r}, which is unknown; did you mean {near!r}?")
     return Options(**{name: parse(name, values[name]) for name, parse in _PARSERS.items() if name in values})
@@ -67,3 +67,4 @@ _PARSERS: Final[Mapping[str, Callable[[str, str], Any]]] = {
     "embed": _flag,
     "log_label": _flag,
 }
+_SLIPS: Final = {name: re.compile(_slips(name)) for name in _PARSERS}

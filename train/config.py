@@ -125,7 +125,11 @@ class TrainConfig:
         """
         problems: list[str] = []
         parsed: dict[str, Any] = {}
-        chosen = {_name(key): (key, value) for source in (values, command_line or {}) for key, value in source.items()}
+        chosen = {
+            canonical_name(key): (key, value)
+            for source in (values, command_line or {})
+            for key, value in source.items()
+        }
         for key, value in chosen.values():
             problems += _take(key, value, parsed)
         if parsed.get("strategy") in ("head", "gradual") and parsed.get("pretrained") is False:
@@ -147,13 +151,14 @@ def options() -> dict[str, tuple[type, Option]]:
     return {entry.name: (kinds[entry.name], entry.metadata["option"]) for entry in fields(TrainConfig)}
 
 
-def _name(key: str) -> str:
+def canonical_name(key: str) -> str:
+    """`Batch-Size` and `batch_size` are the same hyperparameter."""
     return key.strip().lower().replace("-", "_")
 
 
 def _take(key: str, value: Any, parsed: dict[str, Any]) -> list[str]:
     """Put the value into `parsed`, or return what is wrong with it."""
-    name = _name(key)
+    name = canonical_name(key)
     if name in _SCRIPT_KEYS:
         return [
             f"hyperparameter {key!r} asks for a script of your own to be run; this image trains with its own program: "

@@ -25,7 +25,7 @@ from train.data import EvaluationPhotos, Normaliser, evaluation_loader
 from train.distributed import ALONE, World
 from train.engine import session
 from train.graph import resnet_graph
-from train.model import backbone_digest
+from train.model import weights_digest
 from train.stop import STOP
 from train.workers import usable_cores
 
@@ -91,7 +91,7 @@ def extract(
 def _key(model: ResNet, photos: Sequence[Photo], spec: Preprocessing, *, round_size: int, world: World) -> str:
     """What the features depend on: weights of the backbone, photos by process, preprocessing, and batches."""
     seen = world.gather([f"{photo.label}/{photo.path.name}/{photo.digest}" for photo in photos])
-    described = json.dumps([backbone_digest(model), seen, spec.to_json(), round_size])
+    described = json.dumps([weights_digest(model, head=False), seen, spec.to_json(), round_size])
     return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 

@@ -1,6 +1,6 @@
 """A hyperparameter's text, as SageMaker or a command line hands it over -> a checked Python value.
 
-Standard library only.
+Standard library and container.contract only.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_TRUE = ("true", "1", "yes", "on")
-_FALSE = ("false", "0", "no", "off")
+from container.contract import FALSE_WORDS, TRUE_WORDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +59,9 @@ def _unquoted(value: Any) -> str:
 
 
 def _boolean(text: str) -> bool:
-    if text.lower() in _TRUE:
+    if text.lower() in TRUE_WORDS:
         return True
-    if text.lower() in _FALSE:
+    if text.lower() in FALSE_WORDS:
         return False
     raise ValueError(f"is {text!r}; expected true or false")
 

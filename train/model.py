@@ -62,11 +62,11 @@ def load_pretrained(model: nn.Module, architecture: str, *, channel: Path | None
     return "torchvision's download"
 
 
-def backbone_digest(model: nn.Module) -> str:
-    """What tells the weights of all layers but the head from others."""
+def weights_digest(model: nn.Module, *, head: bool) -> str:
+    """What tells the model's weights from others: of all layers, or of all but the head."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
-        if not name.startswith(HEAD):
+        if head or not name.startswith(HEAD):
             digest.update(value.detach().cpu().contiguous().numpy())
     return digest.hexdigest()
 

@@ -25,7 +25,7 @@ from train.features import Features, Shelf, extract
 from train.head import fit_head, warm_up_head
 from train.job import Job
 from train.loop import Setting, Trainer
-from train.model import backbone_digest, build_resnet, load_pretrained, quiet_branches
+from train.model import build_resnet, load_pretrained, quiet_branches, weights_digest
 from train.outcome import Outcome
 from train.recipe import class_weights
 from train.saving import finish
@@ -49,7 +49,7 @@ def run_job(paths: SageMakerPaths, config: TrainConfig, world: World = ALONE) ->
     spec = Preprocessing.for_image_size(config.image_size)
     job = Job(paths=paths, config=config, world=world, sets=sets, spec=spec, timeline=timeline)
     model = build_model(job, channels)
-    job = replace(job, pretrained=backbone_digest(model) if config.pretrained else "")
+    job = replace(job, pretrained=weights_digest(model, head=False) if config.pretrained else "")
     announce(job)
     outcome = train_network(model.to(world.device), job)
     model.load_state_dict(outcome.state)

@@ -5,7 +5,6 @@ Every process answers for its share of the photos; rank 0 alone writes.
 
 from __future__ import annotations
 
-import hashlib
 import time
 import traceback
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from train.channels import Photo
 from train.export import build_network, versions, write_artifact
 from train.job import Job
 from train.map_fidelity import map_correlation
+from train.model import weights_digest
 from train.outcome import Outcome
 from train.predictions import Predictions, joined
 from train.quantization import LEAST_PHOTOS, answers, judge, quantize
@@ -58,10 +58,7 @@ def check_agreement(model: ResNet, job: Job) -> None:
     """Say whether all processes hold the same weights: those that do not have not trained together."""
     if job.world.size == 1:
         return
-    digest = hashlib.sha256()
-    for value in model.state_dict().values():
-        digest.update(value.detach().cpu().contiguous().numpy())
-    found = job.world.gather(digest.hexdigest()[:16])
+    found = job.world.gather(weights_digest(model, head=True)[:16])
     if len(set(found)) == 1:
         job.world.say(f"all {len(found)} processes hold the same weights ({found[0]})")
     else:  # Processors of different kinds round differently, say. Nobody wants to lose the job for it.

@@ -31,7 +31,7 @@ from optuna.trial import TrialState
 from container.artifact import find_artifact, load_manifest, save_artifact
 from container.contract import VALIDATION_ACCURACY, VALIDATION_BEST_ACCURACY, SageMakerPaths
 from container.errors import ConfigError, KennelError, TrainingError
-from train.config import TrainConfig, options, read_command_line, read_hyperparameters
+from train.config import TrainConfig, canonical_name, options, read_command_line, read_hyperparameters
 from train.failure import failure_text, write_failure
 from train.folders import discard_results, make_writable
 from train.hyperparameters import Option, Range, parse
@@ -74,7 +74,7 @@ def _trials(text: str) -> int:
 def _fixed(given: Mapping[str, Any]) -> dict[str, Any]:
     """The checked values of the hyperparameters that are given. Raises ConfigError."""
     values = TrainConfig.from_hyperparameters(given).to_json()
-    names = {name.strip().lower().replace("-", "_") for name in given}
+    names = {canonical_name(name) for name in given}
     return {name: value for name, value in values.items() if name in names}
 
 

@@ -97,7 +97,7 @@ def _place_programs(
         hyperparameters=hyperparameters or {},
     )
     script = ec2.user_data(
-        job, region="eu-west-3", log_group="/kennel/dev/ec2", work=str(folder / "work"), log_driver="json-file"
+        job, region="eu-west-3", log_group="/kennel/dev/ec2", work=str(folder / "disk"), log_driver="json-file"
     )
     programs = folder / "bin"
     programs.mkdir()
@@ -171,7 +171,7 @@ _ROTATING = """#!/bin/bash
 case $1 in
   login) cat >/dev/null ;;
   pull) {pull} ;;
-  run) cd "$BUCKETS/../work/ml/checkpoints" && rm epoch-1 && touch epoch-4 ;;
+  run) cd "$BUCKETS/../disk/ml/checkpoints" && rm epoch-1 && touch epoch-4 ;;
 esac
 """
 

@@ -13,22 +13,16 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
-import torchvision
 from PIL import Image
-from safetensors.torch import save_file
 
-from container.artifact import NETWORK, WEIGHTS, Manifest, save_artifact
-from container.preprocessing import Preprocessing
 from serve.api import ATTRIBUTES_HEADER
-from tests.serving import CLASSES, PHOTO, Server, running_server
+from tests.resnets import write_resnet
+from tests.serving import PHOTO, Server, running_server
 from tests.support import encoded, odd_photos, picture
-from train.graph import resnet_graph
 
 SECONDS = float(os.environ.get("KENNEL_SOAK_SECONDS", "180"))
 CLIENTS = 6
@@ -101,20 +95,6 @@ def memory_mib(root: int) -> Counter[str]:
         for child in path.read_text().split():
             total += memory_mib(int(child))
     return total
-
-
-def write_resnet(folder: Path) -> None:
-    """A ResNet-18 of small photos: it answers with heat maps and embeddings too."""
-    torch.manual_seed(0)
-    model = torchvision.models.resnet18(num_classes=len(CLASSES)).eval()
-    spec = Preprocessing.for_image_size(64)
-    draft = Manifest(architecture="resnet18", class_names=CLASSES, preprocessing=spec, top_k=3)
-    network, weights = resnet_graph(model, image_size=64).SerializeToString(), model.state_dict()
-    writers: dict[str, Callable[[Path], object]] = {
-        NETWORK: lambda path: path.write_bytes(network),
-        WEIGHTS: lambda path: save_file(weights, path),
-    }
-    save_artifact(folder, draft, writers)
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from train.entrypoint import _prepare, processes_for
 from train.graph import resnet_graph
 from train.job import Job
 from train.loop import Trainer
-from train.model import backbone_digest, build_resnet
+from train.model import build_resnet, weights_digest
 from train.outcome import Epoch, Outcome
 from train.quantization import answers, quantize
 from train.results import Results
@@ -225,7 +225,7 @@ def test_photos_that_were_replaced_and_other_pretrained_weights_make_another_job
 
     def fingerprint(network: torch.nn.Module) -> str:
         sets, _ = open_photo_sets(Channels(training=one.paths.channel("training")), seed=0, world=ALONE)
-        return dataclasses.replace(one, sets=sets, pretrained=backbone_digest(network)).fingerprint
+        return dataclasses.replace(one, sets=sets, pretrained=weights_digest(network, head=False)).fingerprint
 
     one, network = job(tmp_path), build_resnet("resnet18", 3)
     before = fingerprint(network)
