@@ -275,6 +275,7 @@ def test_a6_53_what_does_not_heal_ends_the_container(tmp_path: Path, victim: str
         assert not server.workers()
 
 
+@pytest.mark.slow
 def test_a6_53_a_java_that_is_stopped_is_not_ready_and_ends_the_container_at_last(tmp_path: Path) -> None:
     """It still accepts connections, and its workers are at rest and well."""
     write_artifact(tmp_path / "model")

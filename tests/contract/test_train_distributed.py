@@ -17,6 +17,8 @@ from container.contract import SageMakerPaths
 from tests.support import free_port, wait_until
 from tests.training import ROOT, SMALL, arguments, run_train, start_train, write_digits
 
+pytestmark = pytest.mark.slow
+
 QUICK = {**SMALL, "batch_size": "8", "workers": "0", "epochs": "1"}
 TWO = {**QUICK, "processes_per_host": "2"}
 

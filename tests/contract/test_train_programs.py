@@ -140,6 +140,7 @@ def test_a_validation_channel_that_cannot_be_read_is_not_made_up_for(paths: Sage
     assert paths.failure.read_text().startswith("channel 'validation' holds no photo that can be read")
 
 
+@pytest.mark.slow
 def test_a_search_that_is_stopped_runs_its_trial_again(paths: SageMakerPaths) -> None:
     words = arguments({**QUICK, "epochs": "20", "report": "false"})
     with start_train(paths.base, "--trials", "1", *words, program=("-m", "train.tune")) as process:
@@ -158,6 +159,7 @@ def test_a_search_that_is_stopped_runs_its_trial_again(paths: SageMakerPaths) ->
     assert one["hyperparameters"] == two["hyperparameters"]
 
 
+@pytest.mark.slow
 def test_tune_searches_goes_on_and_leaves_the_best(paths: SageMakerPaths) -> None:
     words = arguments({**QUICK, "seed": '"1"', "batch_size": "16"})
     code, output = run_train(paths.base, "--trials", "1", *words, program=("-m", "train.tune"))

@@ -187,6 +187,7 @@ def test_a3_32_sigterm_saves_a_valid_artifact(engine: Engine, tree: SageMakerPat
     verify_files(tree.model, load_manifest(tree.model))
 
 
+@pytest.mark.slow
 def test_dockers_64_mb_of_shared_memory_are_warned_of_and_made_do_with(engine: Engine, tree: SageMakerPaths) -> None:
     """A loader process that fills /dev/shm dies of SIGBUS; batches of 32 photos of 224 pixels leave room for some."""
     words = [*QUICK, "--image-size", "224", "--batch-size", "32", "--workers", "6"]
