@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import boto3
-from boto3.exceptions import S3UploadFailedError
-from boto3.s3.transfer import TransferConfig
+from boto3.s3.transfer import ProgressCallbackInvoker, TransferConfig, create_transfer_manager
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -144,17 +143,19 @@ class Aws:
 
     def upload(self, path: Path, key: str, *, sha256: str, progress: Callable[[int], None] | None = None) -> None:
         """Put a file into the bucket; S3 checks every part by SHA-256, and the whole digest is kept beside it."""
-        with _translated(f"uploading {path} to s3://{self.bucket}/{key}"):
-            self.client("s3").upload_file(
+        config = TransferConfig(multipart_threshold=16 * 2**20, multipart_chunksize=16 * 2**20, max_concurrency=4)
+        with (
+            _translated(f"uploading {path} to s3://{self.bucket}/{key}"),
+            # Not `upload_file`: its own error replaces AWS's, and loses it where the manager's end raises that again.
+            create_transfer_manager(self.client("s3"), config) as transfers,
+        ):
+            transfers.upload(
                 str(path),
                 self.bucket,
                 key,
-                ExtraArgs={"ChecksumAlgorithm": "SHA256", "Metadata": {"sha256": sha256}},
-                Callback=progress,
-                Config=TransferConfig(
-                    multipart_threshold=16 * 2**20, multipart_chunksize=16 * 2**20, max_concurrency=4
-                ),
-            )
+                extra_args={"ChecksumAlgorithm": "SHA256", "Metadata": {"sha256": sha256}},
+                subscribers=[ProgressCallbackInvoker(progress)] if progress else [],
+            ).result()
 
 
 def _subject(request: dict[str, Any]) -> str:
@@ -163,18 +164,12 @@ def _subject(request: dict[str, Any]) -> str:
     return next((f" ({value})" for value in named), "")
 
 
-def _answer(error: Exception) -> dict[str, Any]:
-    """What AWS said. boto3's upload raises an error of its own, in whose context AWS's is (boto3/s3/transfer.py)."""
-    found = error if isinstance(error, ClientError) else error.__context__
-    return cast(dict[str, Any], found.response.get("Error", {})) if isinstance(found, ClientError) else {}
-
-
 @contextmanager
 def _translated(where: str) -> Iterator[None]:
     try:
         yield
-    except (ClientError, S3UploadFailedError) as error:
-        detail = _answer(error)
+    except ClientError as error:
+        detail = error.response.get("Error", {})
         said = detail.get("Message") or str(error)
         raise AwsError(where=where, code=detail.get("Code", "Unknown"), said=said) from error
     except (NoCredentialsError, PartialCredentialsError, ProfileNotFound, TokenRetrievalError) as error:
