@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
+from train.blocked import as_trained
 from train.checkpoint import Checkpoint, load_newest, save_checkpoint
 from train.config import TrainConfig
 from train.data import Normaliser, TrainingBatches
@@ -73,7 +74,7 @@ class Trainer:
         self.sums = torch.zeros(3, dtype=torch.float64)
         self.bad_steps = 0
         self.last_checkpoint = time.monotonic()
-        self.parallel = _parallel(model, self.world)
+        self.parallel = _parallel(as_trained(model, self.world.device, self.dtype), self.world)
         # BatchNorm's, which a forward pass writes: one that is no number would stay in them.
         self.running_figures = [] if setting.batchnorm_frozen else list(model.buffers())
         self.begun: Iterator[tuple[Tensor, Tensor]] | None = None

@@ -1,0 +1,57 @@
+"""A ResNet's forward pass as CPUs train it best: in oneDNN's own layout, with frozen BatchNorm folded away.
+
+oneDNN computes convolutions best on blocks of channels. Tensors that lie otherwise are copied into blocks and back, or
+computed on in slower ways; those that stay in blocks from the first layer to the last spare both (Tensor.to_mkldnn,
+https://docs.pytorch.org/docs/stable/generated/torch.Tensor.to_mkldnn.html).
+"""
+
+from __future__ import annotations
+
+import platform
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models.resnet import BasicBlock, ResNet
+
+
+def as_trained(model: ResNet, device: torch.device, dtype: torch.dtype | None) -> nn.Module:
+    """The network to train: `Blocked` in float32 (`dtype` None) on x86-64's cores, else the model itself."""
+    blocked = device.type == "cpu" and dtype is None and platform.machine() in ("x86_64", "AMD64")
+    return Blocked(model) if blocked and torch.backends.mkldnn.is_available() else model  # type: ignore[no-untyped-call]
+
+
+class Blocked(nn.Module):
+    """Photos (batch, 3, height, width) -> logits (batch, classes), with the model's weights and BatchNorm figures."""
+
+    def __init__(self, model: ResNet) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, photos: Tensor) -> Tensor:
+        net = self.model
+        maps = net.maxpool(functional.relu_(_convolved(photos.to_mkldnn(), net.conv1, net.bn1)))
+        for block in chain(net.layer1, net.layer2, net.layer3, net.layer4):
+            maps = _block(maps, block)
+        return net.fc(net.avgpool(maps.to_dense()).flatten(1))  # type: ignore[no-any-return]
+
+
+def _block(maps: Tensor, block: Any) -> Tensor:
+    """torchvision's BasicBlock or Bottleneck."""
+    count = 2 if isinstance(block, BasicBlock) else 3
+    pairs = [(getattr(block, f"conv{n}"), getattr(block, f"bn{n}")) for n in range(1, count + 1)]
+    short_cut = maps if block.downsample is None else _convolved(maps, block.downsample[0], block.downsample[1])
+    for conv, norm in pairs[:-1]:
+        maps = functional.relu_(_convolved(maps, conv, norm))
+    return functional.relu_(_convolved(maps, *pairs[-1]) + short_cut)
+
+
+def _convolved(maps: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
+    """Convolution and BatchNorm; where that keeps its figures, they go into the convolution's weights and bias."""
+    if norm.training or norm.running_mean is None or norm.running_var is None:
+        return norm(conv(maps))  # type: ignore[no-any-return]
+    factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    weight = conv.weight * factor.view(-1, 1, 1, 1)
+    return functional.conv2d(maps, weight, norm.bias - norm.running_mean * factor, conv.stride, conv.padding)
