@@ -14,24 +14,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.models.resnet import BasicBlock
 
 
-def as_trained(model: ResNet, device: torch.device, dtype: torch.dtype | None) -> nn.Module:
-    """The network to train: `Blocked` in float32 (`dtype` None) on x86-64's cores, else the model itself."""
-    blocked = device.type == "cpu" and dtype is None and platform.machine() in ("x86_64", "AMD64")
-    return Blocked(model) if blocked and torch.backends.mkldnn.is_available() else model  # type: ignore[no-untyped-call]
+def as_trained(model: nn.Module, device: torch.device, dtype: torch.dtype | None) -> nn.Module:
+    """The network to train: a ResNet's `Blocked` in float32 (`dtype` None) on x86-64's cores, else the model itself."""
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if device.type != "cpu" or dtype is not None or platform.machine() not in ("x86_64", "AMD64") or not available:
+        return model
+    # As oneDNN gives the gradients: what reads both, such as the optimiser, reads them in the order of memory.
+    model.to(memory_format=torch.contiguous_format)
+    return Blocked(model)
 
 
 class Blocked(nn.Module):
-    """Photos (batch, 3, height, width) -> logits (batch, classes), with the model's weights and BatchNorm figures."""
+    """Photos (batch, 3, height, width) -> logits (batch, classes), by the model's weights and running figures."""
 
-    def __init__(self, model: ResNet) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, photos: Tensor) -> Tensor:
-        net = self.model
+        net: Any = self.model
         maps = net.maxpool(functional.relu_(_convolved(photos.to_mkldnn(), net.conv1, net.bn1)))
         for block in chain(net.layer1, net.layer2, net.layer3, net.layer4):
             maps = _block(maps, block)

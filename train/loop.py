@@ -62,11 +62,12 @@ class Trainer:
         self.setting = setting
         self.model = model
         self.world = setting.world
+        self.dtype = autocast_type(setting.config.precision, setting.world.device)
+        self.parallel = _parallel(as_trained(model, self.world.device, self.dtype), self.world)
         self.ema = MovingAverage(model, setting.config.ema_decay)
         self.optimizer = build_optimizer(
             model, setting.config, global_batch=setting.config.batch_size * setting.world.size
         )
-        self.dtype = autocast_type(setting.config.precision, setting.world.device)
         self.scaler = torch.amp.GradScaler(setting.world.device.type, enabled=self.dtype == torch.float16)
         self.outcome = Outcome()
         self.epoch = 1
@@ -74,7 +75,6 @@ class Trainer:
         self.sums = torch.zeros(3, dtype=torch.float64)
         self.bad_steps = 0
         self.last_checkpoint = time.monotonic()
-        self.parallel = _parallel(as_trained(model, self.world.device, self.dtype), self.world)
         # BatchNorm's, which a forward pass writes: one that is no number would stay in them.
         self.running_figures = [] if setting.batchnorm_frozen else list(model.buffers())
         self.begun: Iterator[tuple[Tensor, Tensor]] | None = None
