@@ -3,7 +3,7 @@
 To read it, begin with `run`, the straight line of a job, and follow its names:
 
 * photos: `channels`, `sets`, `doctor`, `data`, `workers`
-* learning: `job`, `model`, `features`, `head`, `loop`, `recipe`, `checkpoint`, `outcome`, `predictions`
+* learning: `job`, `model`, `blocked`, `features`, `head`, `loop`, `recipe`, `checkpoint`, `outcome`, `predictions`
 * what is kept: `saving`, `graph`, `export`, `engine`, `quantization`, `map_fidelity`, `calibration`, `results`
 * what people see: `progress`, `timeline`, `report`, `figures`, `charts`
 * the process: `entrypoint`, `config`, `hyperparameters`, `toolkit` (SageMaker's), `stop`, `failure`, `folders`
