@@ -14,13 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models.resnet import BasicBlock
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from train.model import branch
 
 
 def as_trained(model: nn.Module, device: torch.device, dtype: torch.dtype | None) -> nn.Module:
     """The network to train: a ResNet's `Blocked` in float32 (`dtype` None) on x86-64's cores, else the model itself."""
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if device.type != "cpu" or dtype is not None or platform.machine() not in ("x86_64", "AMD64") or not available:
+    if device.type != "cpu" or dtype is not None or platform.machine() != "x86_64" or not available:
         return model
     # As oneDNN gives the gradients: what reads both, such as the optimiser, reads them in the order of memory.
     model.to(memory_format=torch.contiguous_format)
@@ -42,14 +44,12 @@ class Blocked(nn.Module):
         return net.fc(net.avgpool(maps.to_dense()).flatten(1))  # type: ignore[no-any-return]
 
 
-def _block(maps: Tensor, block: Any) -> Tensor:
-    """torchvision's BasicBlock or Bottleneck."""
-    count = 2 if isinstance(block, BasicBlock) else 3
-    pairs = [(getattr(block, f"conv{n}"), getattr(block, f"bn{n}")) for n in range(1, count + 1)]
+def _block(maps: Tensor, block: BasicBlock | Bottleneck) -> Tensor:
     short_cut = maps if block.downsample is None else _convolved(maps, block.downsample[0], block.downsample[1])
-    for conv, norm in pairs[:-1]:
+    *first, last = branch(block)
+    for conv, norm in first:
         maps = functional.relu_(_convolved(maps, conv, norm))
-    return functional.relu_(_convolved(maps, *pairs[-1]) + short_cut)
+    return functional.relu_(_convolved(maps, *last) + short_cut)
 
 
 def _convolved(maps: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:

@@ -24,6 +24,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from train.model import branch
+
 OPSET: Final = 18
 _IR_VERSION: Final = 10
 
@@ -79,11 +81,10 @@ class _Graph:
         shortcut = x
         if block.downsample is not None:
             shortcut = self.convolution(x, f"{name}.downsample", block.downsample[0], block.downsample[1])
-        steps = 3 if isinstance(block, Bottleneck) else 2
-        for step in range(1, steps + 1):
-            conv, bn = getattr(block, f"conv{step}"), getattr(block, f"bn{step}")
+        steps = branch(block)
+        for step, (conv, bn) in enumerate(steps, start=1):
             x = self.convolution(x, f"{name}.conv{step}", conv, bn)
-            if step < steps:
+            if step < len(steps):
                 x = self.add("Relu", [x])
         return self.add("Relu", [self.add("Add", [x, shortcut])], output=output)
 

@@ -33,6 +33,12 @@ def build_resnet(architecture: str, num_classes: int) -> ResNet:
     return model.to(memory_format=torch.channels_last)
 
 
+def branch(block: BasicBlock | Bottleneck) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """The convolutions of a residual block beside its short cut, each with its BatchNorm."""
+    count = 3 if isinstance(block, Bottleneck) else 2
+    return [(getattr(block, f"conv{step}"), getattr(block, f"bn{step}")) for step in range(1, count + 1)]
+
+
 def quiet_branches(model: ResNet) -> None:
     """Start every residual block as its short cut alone, so that a network can learn without BatchNorm's statistics.
 
@@ -40,7 +46,7 @@ def quiet_branches(model: ResNet) -> None:
     """
     for module in model.modules():
         if isinstance(module, BasicBlock | Bottleneck):
-            last = module.bn2 if isinstance(module, BasicBlock) else module.bn3
+            _, last = branch(module)[-1]
             nn.init.zeros_(last.weight)
 
 
