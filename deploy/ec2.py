@@ -10,7 +10,7 @@ from typing import Any
 
 from deploy.aws import Aws
 from deploy.errors import DeployError
-from deploy.pricing import load_prices
+from deploy.pricing import has_gpu
 from deploy.profile import Profile
 from deploy.training import Job
 
@@ -27,11 +27,6 @@ _USER_DATA_LIMIT = 16_384
 def instance_type(name: str) -> str:
     """`ml.g4dn.xlarge` is called `g4dn.xlarge` by EC2."""
     return name.removeprefix("ml.")
-
-
-def has_gpu(name: str) -> bool:
-    machine = load_prices().machine(name)
-    return machine.gpus > 0 if machine else instance_type(name)[0] in "gp"
 
 
 def user_data(

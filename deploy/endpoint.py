@@ -11,9 +11,8 @@ from typing import Any
 from deploy import jobs, stacks
 from deploy.aws import Aws
 from deploy.bill import abuse_words
-from deploy.ec2 import has_gpu
 from deploy.errors import DeployError
-from deploy.pricing import load_prices
+from deploy.pricing import has_gpu, load_prices
 from deploy.profile import Profile
 
 # SageMaker works on an asynchronous request for up to an hour; a photo takes seconds, once an instance is free.

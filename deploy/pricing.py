@@ -71,6 +71,12 @@ def load_prices() -> Prices:
     return Prices(str(table["date"]), table["region"], machines, table["rates"])
 
 
+def has_gpu(instance_type: str) -> bool:
+    """Of a type that the table does not have, its family tells."""
+    machine = load_prices().machine(instance_type)
+    return machine.gpus > 0 if machine else instance_type.removeprefix("ml.")[0] in "gp"
+
+
 def _scaled(row: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
     """The speed of a row that has none: what was measured, by the number of vCPUs."""
     if "basis" in row:
