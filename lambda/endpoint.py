@@ -26,6 +26,7 @@ from botocore.exceptions import (
     IncompleteReadError,
     ReadTimeoutError,
 )
+from botocore.loaders import Loader
 from botocore.session import Session, get_session
 
 from errors import Refusal, timed_out, too_large
@@ -48,7 +49,16 @@ _RETRY_AFTER_S: Final = {"throttled": 1, "overloaded": 2, "model_not_ready": 10}
 @cache
 def _session() -> Session:
     """Credentials, region and boto3's data, for all clients."""
-    return get_session()
+    session = get_session()
+    session.register_component("data_loader", _Data())
+    return session
+
+
+class _Data(Loader):
+    """boto3's data, without a look into the folders of all of AWS's services for whether ours exist."""
+
+    def list_available_services(self, type_name: str) -> list[str]:
+        return ["s3", "sagemaker-runtime"]
 
 
 @dataclass(frozen=True)
