@@ -242,7 +242,7 @@ class Environment:
     def __init__(self, root: Path, env: Mapping[str, str], *, handler: str = "classify.handler") -> None:
         self._events: queue.Queue[tuple[str, bytes, int]] = queue.Queue()
         self._results: queue.Queue[Invocation] = queue.Queue()
-        self._ready_at: list[float] = []
+        self._ready_at: float | None = None
         self._server = _server(self._answer)
         self._log = (root.parent / f"log-{uuid.uuid4().hex}.txt").open("w+b")
         started = time.monotonic()
@@ -254,7 +254,7 @@ class Environment:
             stderr=subprocess.STDOUT,
         )
         wait_until(lambda: self._ready_at or self.exit_code is not None, timeout_s=60, what="the function's init")
-        self.init_s = (self._ready_at or [time.monotonic()])[0] - started
+        self.init_s = (self._ready_at or time.monotonic()) - started
         used = psutil.Process(self._process.pid).cpu_times() if self.exit_code is None else None
         self.init_cpu_s = used.user + used.system if used else 0.0
 
@@ -285,7 +285,7 @@ class Environment:
     def _answer(self, request: BaseHTTPRequestHandler, body: bytes) -> Reply | None:
         action = request.path.rpartition("/")[2]
         if action == "next":
-            self._ready_at.append(time.monotonic())
+            self._ready_at = self._ready_at or time.monotonic()  # Asked for the first time: the init is over.
             request_id, payload, deadline_ms = self._events.get()
             headers = {
                 "Lambda-Runtime-Aws-Request-Id": request_id,
