@@ -14,6 +14,8 @@ _ARENA_MAX: Final = -8
 _NEVER: Final = 2**31 - 1
 # More than a common photo or the network's input takes: those find their place in the heap, without the kernel.
 _LARGE_BYTES: Final = 1024 * 1024
+# What such a photo takes from the end of the heap, and leaves free there.
+_KEPT_BYTES: Final = 4 * 1024 * 1024
 
 
 def keep_freed_memory() -> None:
@@ -31,8 +33,10 @@ def keep_large_blocks_apart() -> None:
     """For serving: map blocks of a MiB and more by themselves, so that they are gone when they are freed.
 
     By default they move into the heap once the first is freed, and among small ones that live on, it grows for hours.
+    What smaller blocks leave free at the heap's end is kept for the next photo.
     """
     _call("mallopt", _MMAP_THRESHOLD, _LARGE_BYTES)
+    _call("mallopt", _TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def return_freed_memory() -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+from serve.link import hand_over_stdout
 from serve.logs import log
 
 # A worker ends a hung call itself; one that cannot even do that is killed this much later.
@@ -179,6 +180,7 @@ class _WorkerHandler(socketserver.StreamRequestHandler):
         assert isinstance(self.server, _Server)  # noqa: S101
         fleet = self.server.fleet
         worker: WorkerState | None = None
+        hand_over_stdout(self.request)
         for line in self.rfile:
             event = json.loads(line)
             if event["state"] == "failed":

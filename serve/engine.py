@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +11,7 @@ import onnxruntime
 
 from container.errors import ArtifactError
 from container.preprocessing import Float32Array
+from serve.cores import let_others_finish, running_threads
 
 INPUT = "photos"
 # (batch, classes); (batch, channels): pooled; (batch, channels, h, w): what is pooled.
@@ -46,14 +45,14 @@ class OnnxEngine:
         options.log_severity_level = 3
         # Waiting threads that spin steal the cores from the other workers.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        before = _threads()
+        before = running_threads()
         try:
             self._session = onnxruntime.InferenceSession(
                 str(network), sess_options=options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # ONNX Runtime's exceptions share no base of their own.
             raise ArtifactError(f"{network} cannot be loaded by ONNX Runtime: {error}") from error
-        _let_others_finish(_threads() - before)
+        let_others_finish(running_threads() - before)
         self._check_names(network)
         self._words = f"ONNX Runtime {onnxruntime.__version__} in {threads} thread(s)"
 
@@ -79,20 +78,3 @@ class OnnxEngine:
 
     def run(self, photos: Float32Array, outputs: Sequence[str]) -> list[Float32Array]:
         return [np.asarray(value, np.float32) for value in self._session.run(list(outputs), {INPUT: photos})]
-
-
-def _threads() -> set[int]:
-    """Of this process."""
-    return {int(path.name) for path in Path("/proc/self/task").iterdir()}
-
-
-def _let_others_finish(helpers: set[int]) -> None:
-    """Let ONNX Runtime's own threads take cores that are free, and none from a request that runs.
-
-    A network's thread divides each layer with its helpers. Where every core has a worker's, a helper that wakes would
-    push another worker's aside, and the one that it helps would spin until it is done. SCHED_BATCH does not push
-    (sched(7)); where it comes too late, the layer is done without it.
-    """
-    for thread in helpers:
-        with suppress(OSError):  # A sandbox may not know it: slower, and right.
-            os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0))

@@ -24,8 +24,9 @@ from container.errors import AnswerTooLargeError, KennelError, OutOfMemoryError,
 from container.memory import keep_large_blocks_apart
 from serve import codec, metrics
 from serve.api import ARRIVED_HEADER, ATTRIBUTES_HEADER, JSON, PNG, TARGET_HEADER
+from serve.cores import Cores
 from serve.link import SETTINGS, Link
-from serve.logs import log
+from serve.logs import log, write_to
 from serve.options import Options, read_options
 from serve.prediction import Prediction
 from serve.predictor import Predictor
@@ -33,6 +34,8 @@ from serve.predictor import Predictor
 # With it the front tells our answers from MMS's own errors, which it must translate; it takes it off again.
 _OURS = "; charset=utf-8"
 _LEAST_BODY_BYTES = 64
+# Longer than a request with nothing before it takes from the front to a worker: this one has found all at work.
+_QUEUED_S = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,10 @@ class Response:
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
-    """What a loaded worker keeps between calls; `targets` is what callers name its model, once they have called."""
+    """What a loaded worker keeps between calls; `targets` is what callers name its model, once they have called.
+
+    `cores` is None where a GPU does the work.
+    """
 
     model: str
     predictor: Predictor
@@ -72,6 +78,7 @@ class Worker:
     timeout_s: float
     max_payload_bytes: int
     default_accept: str
+    cores: Cores | None = None
     targets: list[str] = field(default_factory=list)
 
 
@@ -91,6 +98,7 @@ def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | Non
     response = respond(Request(body=bytes(data[0].get("body") or b""), headers=headers), _loaded)
     context.set_response_status(response.status, HTTPStatus(response.status).phrase[:20], 0)
     context.set_response_content_type(0, response.body.content_type + _OURS)
+    context.metrics = None  # MMS would log a line of its own for each request, for Java to take apart.
     return [response.body.content.ljust(_LEAST_BODY_BYTES, b"\n")]
 
 
@@ -98,6 +106,7 @@ def load(folder: Path, *, model: str, device: str) -> Worker:
     """Load the artifact that the settings in `folder` name; tell `serve` whether it can be served."""
     settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     link = Link(Path(settings["control"]), model=model)
+    write_to(link.stdout)
     # What ends a call that hangs (see _timed) leaves its traceback on stderr. Not dump_traceback_later(): it starts and
     # awaits a thread for each call, which takes milliseconds where all cores are busy.
     faulthandler.register(signal.SIGALRM, file=2, chain=True)
@@ -119,12 +128,15 @@ def load(folder: Path, *, model: str, device: str) -> Worker:
         timeout_s=settings["timeout_s"],
         max_payload_bytes=settings["max_payload_bytes"],
         default_accept=settings["default_accept"],
+        cores=Cores(folder / "claims", workers=settings["workers"]) if device == "cpu" else None,
     )
 
 
 def respond(request: Request, worker: Worker) -> Response:
     """Answer one request: the translator of errors to HTTP. Nothing is raised, and no traceback leaves."""
     started, queue_s = time.perf_counter(), request.waited_s()
+    if worker.cores:
+        worker.cores.use(own=queue_s > _QUEUED_S)
     try:
         with _timed(worker):
             response = answer(request, worker)

@@ -1,7 +1,8 @@
 """The line between a worker and `serve`: a worker says what it does, and an end of the line is the worker's end.
 
-JSON lines on a Unix socket: {"state": "ready" | "busy" | "idle" | "failed", …}. MMS's own list of workers cannot be
-used for this: it calls a worker READY while it still loads.
+A Unix socket. First `serve` hands its stdout over: a worker's own leads to Java, which takes each line apart and
+writes it again. Then the worker sends JSON lines: {"state": "ready" | "busy" | "idle" | "failed", …}. MMS's own list of
+workers cannot be used for this: it calls a worker READY while it still loads.
 """
 
 from __future__ import annotations
@@ -16,6 +17,11 @@ from typing import Any, Final
 SETTINGS: Final = "worker.json"
 
 
+def hand_over_stdout(worker: socket.socket) -> None:
+    """What `serve` sends first."""
+    socket.send_fds(worker, [b"\n"], [1])
+
+
 class Link:
     """A worker's end. Where `serve` is gone, sending does nothing: the worker is about to be ended with it."""
 
@@ -23,6 +29,7 @@ class Link:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(str(address))
         self._model = model
+        _, (self.stdout,), _, _ = socket.recv_fds(self._socket, 1, 1)
 
     def ready(self, *, embedding_length: int | None) -> None:
         """Loaded, and has answered a warm-up."""

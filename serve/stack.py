@@ -271,6 +271,7 @@ class Stack:
 
     def _worker_settings(self) -> dict[str, Any]:
         return {
+            "workers": self._shape.workers,
             "threads": self._shape.threads,
             "timeout_s": self._config.work_s + _WORKER_GRACE_S,
             "control": str(self._control.workers_address),

@@ -319,6 +319,25 @@ def test_a6_61_a_full_queue_is_503_with_retry_after_and_ping_is_200(tmp_path: Pa
             assert any(b"overloaded" in answer.read() for answer in refused)
 
 
+def test_a_log_that_nobody_reads_any_more_fails_no_request(tmp_path: Path) -> None:
+    write_artifact(tmp_path / "model")
+    port = free_port()
+    with subprocess.Popen(
+        serve_command(), env=serve_environment(tmp_path, port), stdout=subprocess.PIPE, cwd=tmp_path
+    ) as process:
+        try:
+            server = Server(process, port, Path(os.devnull))
+            wait_until(server.ready, timeout_s=60, what="/ping to say 200")
+            assert process.stdout
+            process.stdout.close()
+            for _ in range(5):
+                assert server.classify().status == 200
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+
+
 def test_two_servers_run_side_by_side(tmp_path: Path) -> None:
     for name in ("one", "two"):
         write_artifact(tmp_path / name / "model", architecture=name)

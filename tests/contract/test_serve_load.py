@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import os
 import resource
 import signal
 import socket
@@ -12,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from tests.support import encoded, wait_until
 HEAD = f"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {len(PHOTO)}\r\n\r\n"
 REQUEST = HEAD.encode() + PHOTO
 ONE = {ATTRIBUTES_HEADER: "top_k=1"}
+CORES = os.sched_getaffinity(0)
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +213,28 @@ def test_http_1_0_is_answered_and_closed(server: Server) -> None:
     with connect(server) as client:
         client.sendall(REQUEST.replace(b"HTTP/1.1", b"HTTP/1.0"))
         assert b" 200 " in read_all(client)[:20]
+
+
+@pytest.mark.skipif(len(CORES) < 2, reason="one core cannot be shared out")
+def test_queued_requests_keep_to_a_core_each_and_a_lone_one_has_all(tmp_path: Path) -> None:
+    write_artifact(tmp_path / "model", tiny_network(ballast=8_000_000))
+    with running_server(tmp_path) as server:
+        with ThreadPoolExecutor(8) as clients:
+            assert {answer.status for answer in clients.map(lambda _: server.classify(), range(48))} == {200}
+        workers = server.workers()
+        assert {frozenset(cores_of(worker)) for worker in workers} == {frozenset([core]) for core in CORES}
+        wait_until(
+            lambda: server.classify().status == 200 and all(cores_of(worker) == CORES for worker in workers),
+            timeout_s=20,
+            what="all cores for each worker",
+        )
+
+
+def cores_of(pid: int) -> set[int]:
+    """Those that every thread of a process may run on."""
+    found = {frozenset(os.sched_getaffinity(int(path.name))) for path in Path(f"/proc/{pid}/task").iterdir()}
+    assert len(found) == 1
+    return set(found.pop())
 
 
 def test_clients_that_left_the_queue_are_forgotten(tmp_path: Path) -> None:

@@ -36,6 +36,18 @@ _PHOTOS = """
         del photo
     print(resident_mib() - before)
 """
+_COMMON_PHOTOS = """
+    def faults():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    def photo():
+        return [bytearray(600_000) for _ in range(4)]
+    for _ in range(4):
+        photo()
+    before = faults()
+    for _ in range(100):
+        photo()
+    print((faults() - before) * resource.getpagesize() / 2**20 / 100)
+"""
 
 
 def _printed(program: str, setting: str = "") -> float:
@@ -57,3 +69,9 @@ def test_small_objects_that_live_on_do_not_hold_large_blocks() -> None:
     """MiB by which a process has grown after ten large photos."""
     assert _printed(_PHOTOS) > 12
     assert _printed(_PHOTOS, "keep_large_blocks_apart") < 6
+
+
+def test_a_common_photo_s_memory_is_kept_for_the_next() -> None:
+    """MiB that the kernel clears for a photo."""
+    assert _printed(_COMMON_PHOTOS) > 1
+    assert _printed(_COMMON_PHOTOS, "keep_large_blocks_apart") < 0.1
