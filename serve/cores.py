@@ -6,7 +6,6 @@ import fcntl
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from itertools import count
 from pathlib import Path
 
 
@@ -39,11 +38,12 @@ class Cores:
 
 def _claim(file: int) -> int:
     """The first place that no living process has claimed."""
-    for place in count():
+    place = 0
+    while True:
         with suppress(BlockingIOError):
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
             return place
-    raise AssertionError("count() does not end")
+        place += 1
 
 
 def _move(those: Iterable[int], cores: set[int]) -> None:
