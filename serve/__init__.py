@@ -4,7 +4,7 @@ To read it, begin with `handler`, the straight line of a request in a worker; `s
 
 * a request: `handler`, `codec`, `options`, `predictor`, `prediction`, `explanation`, `engine`, `torch_engine`
 * the programs: `entrypoint`, `stack`, `front` (HAProxy), `mms`, `worker`, `processes`
-* their size: `config`, `machine`, `shape`
+* their size and place: `config`, `machine`, `shape`, `cores`
 * control: `control`, `routes`, `models` (multi-model), `link` (to workers), `unix`
 * what people see: `api`, `openapi`, `logs`, `metrics`
 """
