@@ -8,7 +8,19 @@ import textwrap
 
 from tests.training import ROOT
 
-_STEPS = """
+_CLEARED = """
+    def cleared_mib(action, times):
+        for _ in range(4):
+            action()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(times):
+            action()
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        return faults * resource.getpagesize() / 2**20 / times
+"""
+_STEPS = (
+    _CLEARED
+    + """
     import torch
     from torch import nn
     # A ResNet's beginning: layers of 51 MB, more than malloc keeps by default.
@@ -17,15 +29,9 @@ _STEPS = """
     def step():
         model.zero_grad()
         model(photos).sum().backward()
-    def faults():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(4):
-        step()
-    before = faults()
-    for _ in range(4):
-        step()
-    print((faults() - before) * resource.getpagesize() / 2**20 / 4)
+    print(cleared_mib(step, times=4))
 """
+)
 _PHOTOS = """
     def resident_mib():
         return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 2**20
@@ -36,18 +42,14 @@ _PHOTOS = """
         del photo
     print(resident_mib() - before)
 """
-_COMMON_PHOTOS = """
-    def faults():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+_COMMON_PHOTOS = (
+    _CLEARED
+    + """
     def photo():
         return [bytearray(600_000) for _ in range(4)]
-    for _ in range(4):
-        photo()
-    before = faults()
-    for _ in range(100):
-        photo()
-    print((faults() - before) * resource.getpagesize() / 2**20 / 100)
+    print(cleared_mib(photo, times=100))
 """
+)
 
 
 def _printed(program: str, setting: str = "") -> float:
