@@ -7,7 +7,7 @@ what to do. Standard library only.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class KennelError(Exception):
@@ -15,6 +15,11 @@ class KennelError(Exception):
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
+
+    def without_frames(self) -> Self:
+        """Itself, to be kept: a traceback holds all frames, and one that holds the error again is freed late."""
+        self.__traceback__ = self.__cause__ = self.__context__ = None
+        return self
 
 
 class UserError(KennelError):

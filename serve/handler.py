@@ -176,7 +176,7 @@ def answer(request: Request, worker: Worker) -> Response:
     predictor.check(options)
     results = [_predict(photo, predictor, options) for photo in photos.items]
     if not photos.many and isinstance(results[0], KennelError):
-        raise results[0]
+        return _failed(results[0], request)  # Raised again, its traceback would hold this frame, which holds it.
     body = codec.encode(results, predictor.manifest, many=photos.many, content_type=content_type)
     _check_size(body, worker.max_payload_bytes)
     return Response(status=200, body=body, results=results, options=options)
@@ -197,7 +197,7 @@ def _predict(photo: bytes | KennelError, predictor: Predictor, options: Options)
     try:
         return predictor.predict(photo, options)
     except RequestError as error:
-        return error
+        return error.without_frames()
 
 
 def _failed(error: KennelError, request: Request) -> Response:

@@ -214,6 +214,28 @@ def test_json_bombs_are_answered(worker: Worker, body: bytes) -> None:
     status(worker, body, "application/json")
 
 
+@pytest.mark.parametrize("photo", [b"no photo", JPEG[:300], bomb(16_000, 16_000), png_with_a_lie(5_000, 5_000)])
+def test_nothing_of_a_refused_request_waits_for_the_garbage_collector(worker: Worker, photo: bytes) -> None:
+    """Bodies of megabytes would: in a cycle with the refusal's traceback they live on, among blocks of later ones."""
+    instances = json.dumps({"instances": [{"b64": base64.b64encode(photo).decode()}, {"b64": "?"}, 1]}).encode()
+    refused = [
+        (photo, "image/jpeg"),
+        (photo, "text/plain"),
+        (instances, "application/json"),
+        (photo, "application/json"),
+    ]
+    gc.collect()
+    gc.disable()
+    try:
+        for body, content_type in refused:
+            status(worker, body, content_type)
+            status(worker, body, content_type, {"accept": "text/csv"})
+            status(worker, body, content_type, {ATTRIBUTES_HEADER.lower(): "top_k=no"})
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+
+
 @pytest.mark.slow
 def test_thousands_of_mutated_photos_take_no_memory(worker: Worker) -> None:
     seen: list[bytes] = []
