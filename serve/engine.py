@@ -50,6 +50,8 @@ class OnnxEngine:
             self._session = onnxruntime.InferenceSession(
                 str(network), sess_options=options, providers=["CPUExecutionProvider"]
             )
+        except MemoryError:
+            raise
         except Exception as error:  # ONNX Runtime's exceptions share no base of their own.
             raise ArtifactError(f"{network} cannot be loaded by ONNX Runtime: {error}") from error
         let_others_finish(running_threads() - before)

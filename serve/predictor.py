@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from container.artifact import WEIGHTS, Manifest, find_artifact, load_manifest
-from container.errors import ArtifactError, NotAcceptableError
+from container.errors import ArtifactError, NotAcceptableError, OutOfMemoryError
 from container.memory import return_freed_memory
 from container.preprocessing import Float32Array, preprocess, read_photo
 from container.probabilities import softmax
@@ -44,6 +44,8 @@ class Predictor:
         size = self.manifest.preprocessing.crop_size
         try:
             (logits,) = self.engine.run(np.zeros((1, 3, size, size), np.float32), [LOGITS])
+        except (MemoryError, OutOfMemoryError):
+            raise  # Not the artifact's fault.
         except Exception as error:
             raise ArtifactError(
                 f"{self.manifest.network} does not run on photos of {size} x {size} pixels: {error}"
