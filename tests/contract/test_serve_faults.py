@@ -159,13 +159,25 @@ def test_a6_56_sigterm_answers_what_is_in_flight_and_exits_0(tmp_path: Path) -> 
     with running_server(tmp_path, SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS="6") as server:
         thread, answers = in_background(lambda: server.classify(WHITE, "image/png"))
         wait_until(lambda: any(busy(pid) for pid in server.workers()), timeout_s=10, what="a worker at work")
+        kept = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        assert kept_ping(kept) == 200
         server.process.send_signal(signal.SIGTERM)
         started = time.monotonic()
+        wait_until(lambda: "draining" in server.log.read_text(), timeout_s=5, what="the drain to begin")
+        assert kept_ping(kept) == 503
         assert server.process.wait(25) == 0
         thread.join()
         assert answers[0].status == 504
         assert time.monotonic() - started < 25
         assert not server.workers()
+
+
+def kept_ping(connection: http.client.HTTPConnection) -> int:
+    """On a connection that was there before."""
+    connection.request("GET", "/ping")
+    response = connection.getresponse()
+    response.read()
+    return response.status
 
 
 def busy(pid: int) -> bool:
