@@ -112,6 +112,7 @@ def _configuration(folder: Path) -> Path:
         max_payload_bytes=1024**2,
         queue_s=10,
         work_s=45,
+        load_s=300,
     )
     config.loaded_models.write_text("")
     path = folder / "haproxy.cfg"

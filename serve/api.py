@@ -27,5 +27,8 @@ ATTRIBUTES_HEADER: Final = "X-Amzn-SageMaker-Custom-Attributes"
 # From the front to a worker: when the request's body was there (milliseconds since 1970).
 ARRIVED_HEADER: Final = "x-arrived-ms"
 TARGET_HEADER: Final = "X-Amzn-SageMaker-Target-Model"
+# In multi-model mode: SageMaker's names are hashes, others' words with single dots between them.
+MODEL_NAME: Final = r"[A-Za-z0-9_~-]+(\.[A-Za-z0-9_~-]+)*"
+MAX_MODEL_NAME: Final = 255
 # Photos of one request: one worker answers them one after the other, within one deadline.
 MAX_INSTANCES: Final = 128

@@ -48,7 +48,7 @@ class WorkerState:
 
 @dataclass
 class Fleet:
-    """All workers that have announced themselves, how many have ended, and why models could not be loaded.
+    """All workers that have announced themselves, how many have ended unasked, and why models could not be loaded.
 
     Shared by threads.
     """
@@ -57,6 +57,7 @@ class Fleet:
     failures: dict[str, str] = field(default_factory=dict)
     embedding_lengths: dict[str, int | None] = field(default_factory=dict)
     ended: int = 0
+    dismissed: set[str] = field(default_factory=set)
     workers: dict[int, WorkerState] = field(default_factory=dict)
     _pids: dict[str, list[int]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -68,12 +69,20 @@ class Fleet:
 
     def remove(self, pid: int) -> None:
         with self._lock:
-            self.ended += self.workers.pop(pid, None) is not None
+            worker = self.workers.pop(pid, None)
+            self.ended += worker is not None and worker.model not in self.dismissed
+
+    def dismiss(self, model: str) -> None:
+        """That the workers of `model` end from now on is no news, until it is forgotten."""
+        with self._lock:
+            self.dismissed.add(model)
 
     def forget(self, model: str) -> list[int]:
         """The process ids of all workers that `model` has had, for the last time."""
         with self._lock:
             self.embedding_lengths.pop(model, None)
+            self.failures.pop(model, None)
+            self.dismissed.discard(model)
             return self._pids.pop(model, [])
 
     def ready(self, model: str) -> bool:

@@ -1,7 +1,8 @@
 """HAProxy's configuration, as a pure function; one text for versions 2.6 and 2.8.
 
 The front takes bodies in before they take a worker's place, queues with a deadline, refuses what the API does not
-offer, and gives every error a JSON body with the request's id. The data path holds no proxy code of ours.
+offer, and gives every error a JSON body with the request's id, but for what HAProxy cannot read as HTTP at all: that is
+refused before any rule is asked, with a page of HAProxy's own. The data path holds no proxy code of ours.
 """
 
 from __future__ import annotations
@@ -31,8 +32,6 @@ _MAX_LOG_BYTES = 4096
 _MAX_LOGGED_BYTES = 256
 # Time for a client to send its headers, and a body up to BUFFER_BYTES.
 _UPLOAD_S = 10
-# A model is verified and loaded while its caller waits.
-_LOAD_S = 300
 
 # The path of HAProxy's Prometheus figures; the scopes leave out those of single servers.
 FIGURES = "/metrics?scope=frontend&scope=backend&scope=global"
@@ -63,6 +62,7 @@ class FrontConfig:
     max_payload_bytes: int
     queue_s: float
     work_s: float
+    load_s: float
     multi_model: bool = False
 
     @property
@@ -347,7 +347,7 @@ backend control
     server control {config.control}
 
 backend models
-    timeout server {_LOAD_S}s
+    timeout server {_ms(config.load_s)}
     server control {config.control}
 
 backend health

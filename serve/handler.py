@@ -34,6 +34,8 @@ from serve.predictor import Predictor
 # With it the front tells our answers from MMS's own errors, which it must translate; it takes it off again.
 _OURS = "; charset=utf-8"
 _LEAST_BODY_BYTES = 64
+# Of a caller's text in a log line.
+_MOST_LOGGED = 256
 # Longer than a request with nothing before it takes from the front to a worker: this one has found all at work.
 _QUEUED_S = 0.01
 
@@ -210,7 +212,7 @@ def _record(request: Request, response: Response, worker: Worker, *, queue_s: fl
     """One log line, joined with the front's by the request's id, and the metrics."""
     model = worker.model
     predictions = [result for result in response.results if isinstance(result, Prediction)]
-    target = request.headers.get(TARGET_HEADER.lower())
+    target = request.headers.get(TARGET_HEADER.lower(), "")[:_MOST_LOGGED]
     if target and not worker.targets:
         worker.targets.append(target)
         metrics.TARGET.labels(model, target).set(1)
@@ -229,7 +231,7 @@ def _record(request: Request, response: Response, worker: Worker, *, queue_s: fl
         "answered",
         request_id=request.id,
         model=model,
-        target_model=target,
+        target_model=target or None,
         status=response.status,
         bytes=len(request.body),
         photos=[f"{prediction.width}x{prediction.height}" for prediction in predictions],

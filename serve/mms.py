@@ -30,9 +30,6 @@ from serve.unix import request
 MODEL = "model"
 HANDLER = "serve.handler:handle"
 
-# MMS's own timer is the last of three (front, worker, MMS), and it bounds the loading of a model as well.
-_LEAST_TIMEOUT_S = 240
-
 
 @dataclass(frozen=True, kw_only=True)
 class MmsPlace:
@@ -107,8 +104,13 @@ def _native_name() -> str:
     return f"libnetty_transport_native_epoll_{machine}.so"
 
 
+def call_timeout_s(*, work_s: float, startup_s: float) -> int:
+    """The last of three timers of a call (front, worker, MMS), and the one of loading a model: MMS has one for both."""
+    return round(max(work_s + 30, startup_s))
+
+
 def properties(
-    place: MmsPlace, shape: Shape, *, max_payload_bytes: int, work_s: float, multi_model: bool = False
+    place: MmsPlace, shape: Shape, *, max_payload_bytes: int, timeout_s: int, multi_model: bool = False
 ) -> str:
     """MMS's configuration file; in multi-model mode it starts without any model."""
     # The front lets no more requests through than this; MMS's own queue has no deadline.
@@ -120,7 +122,7 @@ def properties(
         **({} if multi_model else {"load_models": f"{MODEL}={place.model(MODEL)}"}),
         "default_service_handler": HANDLER,
         "default_workers_per_model": shape.workers,
-        "default_response_timeout_seconds": max(_LEAST_TIMEOUT_S, round(work_s) + 30),
+        "default_response_timeout_seconds": timeout_s,
         "unregister_model_timeout": 60,
         "job_queue_size": queue,
         "max_request_size": max_payload_bytes + SLACK_MIB * MIB,

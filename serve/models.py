@@ -10,13 +10,15 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from container.artifact import MANIFEST, Manifest, find_artifact, load_manifest, verify_files
 from container.errors import ArtifactError, KennelError, OutOfMemoryError, RequestError, ServingError
+from serve.api import MAX_MODEL_NAME, MODEL_NAME
 from serve.control import Fleet
 from serve.front import FrontRuntime
 from serve.logs import log
@@ -25,7 +27,7 @@ from serve.metrics import forget_figures
 from serve.mms import Management, MmsPlace, write_settings
 from serve.shape import loading_mib, model_mib
 
-_NAME: Final = re.compile(r"[A-Za-z0-9._~-]{1,256}")
+_NAME: Final = re.compile(MODEL_NAME)
 _MOST_PER_PAGE: Final = 100
 _POLL_S: Final = 0.02
 # A killed worker is back within 2 s of its loading time; a model that has none for this long is loaded anew.
@@ -93,11 +95,11 @@ class Models:
         self._drain_timeout_s = drain_timeout_s
         self._loaded: dict[str, LoadedModel] = {}
         self._planned_mib: dict[str, int] = {}
-        self._locks: dict[str, threading.Lock] = {}
+        self._busy: set[str] = set()
         self._last_seen: dict[str, float] = {}
         self._mending: set[str] = set()
         self._lost = ""
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
 
     def all(self) -> Sequence[LoadedModel]:
         """In the order of names."""
@@ -125,16 +127,18 @@ class Models:
         Raises ModelConflictError, ModelNotFoundError, ModelUnusableError, OutOfMemoryError; nothing of a failed
         load is left behind.
         """
-        if not _NAME.fullmatch(name):
-            raise RequestError(f"model_name is {name!r}; it must match {_NAME.pattern}")
-        with self._lock_of(name):
+        if not _NAME.fullmatch(name) or len(name) > MAX_MODEL_NAME:
+            raise RequestError(
+                f"model_name is {name[:300]!r}; it must match {MODEL_NAME}, {MAX_MODEL_NAME} letters at most"
+            )
+        with self._alone(name):
             if name in self._loaded:
                 raise ModelConflictError(f"model {name!r} is already loaded")
             self._load(name, url)
 
     def unload(self, name: str) -> None:
         """Refuse new calls, let the running ones end, then end the workers and free their memory."""
-        with self._lock_of(name):
+        with self._alone(name):
             self.get(name)
             self._unload(name)
 
@@ -155,7 +159,7 @@ class Models:
 
     def _load_anew(self, model: LoadedModel) -> None:
         try:
-            with self._lock_of(model.name):
+            with self._alone(model.name):
                 if self._loaded.get(model.name) is model:  # Else the platform has unloaded it, or loaded it anew.
                     log("serve", "this model's workers do not come back; it is loaded anew", model=model.name)
                     self._unload(model.name)
@@ -166,11 +170,20 @@ class Models:
             self._last_seen.pop(model.name, None)
             self._mending.discard(model.name)
 
-    def _lock_of(self, name: str) -> threading.Lock:
-        with self._lock:
-            return self._locks.setdefault(name, threading.Lock())
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """Wait until nobody else loads or unloads `name`, and keep others waiting."""
+        with self._changed:
+            self._changed.wait_for(lambda: name not in self._busy)
+            self._busy.add(name)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._busy.discard(name)
+                self._changed.notify_all()
 
-    # With the name's lock held ------------------------------------------------------------------------------
+    # Alone with the name ------------------------------------------------------------------------------------
 
     def _load(self, name: str, url: str) -> None:
         artifact, manifest = self._open(url)
@@ -179,8 +192,8 @@ class Models:
             self._start(name, artifact)
         except BaseException:
             self._remove(name)
-            self._planned_mib.pop(name, None)
             raise
+        self._planned_mib[name] = memory_mib
         self._loaded[name] = LoadedModel(name=name, url=url, manifest=manifest)
         self._front.allow(name)
         log("serve", "model loaded", model=name, url=url, memory_planned_mib=memory_mib)
@@ -190,14 +203,18 @@ class Models:
         del self._loaded[name]
         self._until(lambda: not self._front.running(name), self._drain_timeout_s)
         self._remove(name)
-        self._planned_mib.pop(name, None)
         log("serve", "model unloaded", model=name)
 
     def _open(self, url: str) -> tuple[Path, Manifest]:
         path = Path(url)
-        if "://" in url or not path.is_absolute() or not self._holds(path):
-            raise RequestError(f"url is {url!r}; it must be a local folder in {self._folder}")
-        if not path.is_dir():
+        try:
+            inside = "://" not in url and path.is_absolute() and self._holds(path)
+            found = inside and path.is_dir()
+        except (OSError, ValueError):  # Too long, say, or with a null character.
+            inside = found = False
+        if not inside:
+            raise RequestError(f"url is {url[:300]!r}; it must be a local folder in {self._folder}")
+        if not found:
             raise ModelNotFoundError(f"there is no folder {url}")
         try:
             artifact, manifest = find_artifact(path), load_manifest(path)
@@ -217,33 +234,42 @@ class Models:
                 raise RequestError(f"{artifact / name} is a link out of {self._folder}; models must lie in it whole")
 
     def _reserve(self, name: str, manifest: Manifest) -> int:
+        """Plan for what loading takes, so that others that load meanwhile fit beside it; return what it needs then."""
         size = manifest.files[manifest.network].bytes
         need = self._workers * model_mib(size, on_gpu=self._on_gpu)
         for_a_moment = self._workers * loading_mib(size)
-        with self._lock:
+        with self._changed:
             taken = sum(self._planned_mib.values())
             if taken + need + for_a_moment > self._memory_mib:
                 raise OutOfMemoryError(
                     f"model {name!r} needs {need} MiB and {for_a_moment} more while it loads; "
                     f"{len(self._planned_mib)} other models take {taken} of {self._memory_mib} MiB"
                 )
-            self._planned_mib[name] = need
+            self._planned_mib[name] = need + for_a_moment
         return need
 
     def _start(self, name: str, artifact: Path) -> None:
         folder = self._place.model(name)
         write_settings(folder, {**self._settings, "artifact": str(artifact)})
+        failures = self._fleet.failures
+        failures.pop(name, None)  # What an earlier worker of this name said.
         status, words = self._management.register(name, folder, workers=self._workers, timeout_s=self._load_timeout_s)
-        if failure := self._fleet.failures.pop(name, None):
+        # A worker's own word may come a moment after MMS's.
+        ready = status == 200 and self._until(lambda: self._fleet.ready(name) or name in failures, 5)
+        self._until(lambda: ready or name in failures, 1)
+        if failure := failures.pop(name, None):
             raise ModelUnusableError(failure)
-        if status != 200 or not self._until(lambda: self._fleet.ready(name), 5):
+        if not ready:
             raise OutOfMemoryError(f"no worker of model {name!r} came up; it found too little memory ({words})")
 
     def _remove(self, name: str) -> None:
+        self._fleet.dismiss(name)
         self._management.unregister(name)
         self._until(lambda: not self._fleet.has(name), 5)
         forget_figures(self._place.metrics, self._fleet.forget(name))
         shutil.rmtree(self._place.model(name), ignore_errors=True)
+        self._planned_mib.pop(name, None)
+        self._last_seen.pop(name, None)
 
     def _until(self, done: Callable[[], bool], timeout_s: float) -> bool:
         deadline = time.monotonic() + timeout_s

@@ -93,7 +93,7 @@ _SCHEMAS: Final[Mapping[str, Any]] = {
         "type": "object",
         "required": ["model_name", "url"],
         "properties": {
-            "model_name": {"type": "string", "pattern": "^[A-Za-z0-9._~-]{1,256}$"},
+            "model_name": {"type": "string", "pattern": f"^{api.MODEL_NAME}$", "maxLength": api.MAX_MODEL_NAME},
             "url": {"type": "string", "description": "a local folder, such as /opt/ml/models/<hash>/model"},
         },
     },
@@ -142,7 +142,7 @@ def _errors(*statuses: int) -> dict[str, Any]:
         502: "the worker broke off in its answer",
         503: "the queue is full, or no worker is ready; see Retry-After",
         504: "not answered within the deadline",
-        507: "too little memory for this model",
+        507: "too little memory for this model, or for the photo",
     }
     return {str(status): _answer(words[status], _ref("Error")) for status in statuses}
 
@@ -189,7 +189,7 @@ def _invoke(*, named: bool = False) -> dict[str, Any]:
             },
             "responses": {
                 "200": {"description": "the classes, best first", "content": answers},
-                **_errors(400, 404, 405, 406, 408, 413, 415, 422, 500, 502, 503, 504),
+                **_errors(400, 404, 405, 406, 408, 413, 415, 422, 500, 502, 503, 504, 507),
             },
         },
     }
@@ -220,7 +220,7 @@ def _models() -> dict[str, Any]:
             "post": {
                 "summary": "Load a model",
                 "requestBody": {"required": True, "content": {api.JSON: {"schema": _ref("LoadRequest")}}},
-                "responses": {"200": done, **_errors(400, 404, 405, 408, 409, 411, 413, 507)},
+                "responses": {"200": done, **_errors(400, 404, 405, 408, 409, 411, 413, 500, 503, 504, 507)},
             },
         },
         "/models/{name}": {
@@ -229,6 +229,9 @@ def _models() -> dict[str, Any]:
                 "summary": "One model",
                 "responses": {"200": _answer("it", _ref("LoadedModel")), **_errors(400, 404, 405, 411, 413)},
             },
-            "delete": {"summary": "Unload a model", "responses": {"200": done, **_errors(400, 404, 405, 411, 413)}},
+            "delete": {
+                "summary": "Unload a model",
+                "responses": {"200": done, **_errors(400, 404, 405, 411, 413, 500, 503, 504)},
+            },
         },
     }

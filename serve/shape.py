@@ -32,7 +32,8 @@ SLACK_MIB = 8
 _QUEUE_PER_SLOT = 32
 # Bodies on their way into the front, beside those that wait there: fifty slow ones, and as many as come and go.
 _UPLOADS = 64
-# Bodies too large for the front's buffer may arrive at MMS side by side, so that a slow one delays no other.
+# Bodies too large for the front's buffer may arrive at MMS side by side, so that a slow one keeps no other out. Those
+# that are there wait in MMS for a worker, behind one another.
 _LARGE_BODIES = (8, 4, 2, 1)
 
 

