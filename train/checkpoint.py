@@ -7,6 +7,7 @@ folder to S3 and back: what comes back may be half a file, or another job's, for
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -64,7 +65,7 @@ def write_whole(folder: Path, name: str, content: Checkpoint) -> Path:
 
 
 def load_newest(folder: Path, *, fingerprint: str) -> Checkpoint | None:
-    """The newest checkpoint of this job that is whole; says which it passes over."""
+    """The newest checkpoint of this job that is whole; says which it passes over, and removes them."""
     own = _newest_first(folder, fingerprint)
     others = sum(bool(_NAME.fullmatch(path.name)) for path in folder.iterdir()) - len(own)
     if others:
@@ -76,7 +77,9 @@ def load_newest(folder: Path, *, fingerprint: str) -> Checkpoint | None:
     for path in own:
         if checkpoint := read_whole(path):
             return checkpoint
-        print(f"warning: {path.name} is damaged; trying the one before", flush=True)
+        print(f"warning: {path.name} is damaged, and removed; trying the one before", flush=True)
+        with contextlib.suppress(OSError):
+            path.unlink()  # Its step may be the highest: the few that are kept would be it, and not those to come.
     return None
 
 

@@ -253,6 +253,20 @@ def test_only_the_last_few_checkpoints_are_kept_and_leftovers_go(tmp_path: Path)
     assert load_newest(tmp_path, fingerprint="f") is not None
 
 
+def test_damaged_checkpoints_of_higher_steps_do_not_cost_those_to_come(tmp_path: Path) -> None:
+    def content(step: int) -> Checkpoint:
+        return Checkpoint(tensors={"x": torch.tensor([step])}, figures={})
+
+    for step in (7, 8, 9):
+        path = save_checkpoint(tmp_path, step, content(step), fingerprint="f")
+        path.write_bytes(path.read_bytes()[:-1])
+    assert load_newest(tmp_path, fingerprint="f") is None
+    save_checkpoint(tmp_path, 1, content(1), fingerprint="f")
+    newest = load_newest(tmp_path, fingerprint="f")
+    assert newest is not None
+    assert newest.tensors["x"].item() == 1
+
+
 def test_a_folder_that_cannot_be_written_to_is_a_sentence_at_the_start_and_later(tmp_path: Path) -> None:
     paths = SageMakerPaths(tmp_path)
     paths.config.mkdir(parents=True)
