@@ -186,6 +186,16 @@ def test_the_scale_of_float16s_gradients_is_kept_in_a_checkpoint(tmp_path: Path)
     assert again.scaler.get_scale() == trainer.scaler.get_scale() < first
 
 
+def test_a_job_begun_in_float32_goes_on_in_float16(tmp_path: Path) -> None:
+    """precision=auto chooses by the processor, and a job may be resumed on another."""
+    work = job(tmp_path)
+    Trainer(build_resnet("resnet18", 3), setting_of(work, torch.ones(3))).checkpoint()
+    again = Trainer(build_resnet("resnet18", 3), setting_of(work, torch.ones(3)))
+    again.scaler = torch.amp.GradScaler("cpu")
+    assert again.resume()
+    assert again.scaler.get_scale() == torch.amp.GradScaler("cpu").get_scale()
+
+
 def test_a_gradual_job_keeps_its_head_before_all_layers_learn(tmp_path: Path) -> None:
     work = job(tmp_path)
     trainer = Trainer(build_resnet("resnet18", 3), setting_of(work, torch.ones(3)))
