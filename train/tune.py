@@ -29,7 +29,7 @@ import optuna
 from optuna.trial import TrialState
 
 from container.artifact import find_artifact, load_manifest, save_artifact
-from container.contract import VALIDATION_ACCURACY, VALIDATION_BEST_ACCURACY, SageMakerPaths
+from container.contract import VALIDATION_BEST_ACCURACY, SageMakerPaths
 from container.errors import ConfigError, KennelError, TrainingError
 from train.config import TrainConfig, canonical_name, options, read_command_line, read_hyperparameters
 from train.failure import failure_text, write_failure
@@ -79,7 +79,10 @@ def _fixed(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def search(paths: SageMakerPaths, fixed: Mapping[str, Any], *, trials: int) -> dict[str, Any]:
-    """Run trials until that many are complete, counting those of earlier runs; return the best one's description."""
+    """Run trials until that many have ended, and return the best one's description.
+
+    Those of earlier runs count, and those that failed or were ended early.
+    """
     folder = paths.output_data
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = _open_study(folder, {**fixed, "data": _data_digest(paths.data)}, seed=fixed.get("seed", 0))
@@ -221,10 +224,8 @@ def _train(trial: optuna.Trial, tree: SageMakerPaths, values: Mapping[str, str])
         for line in process.stdout:
             log.write(line)
             if match := re.fullmatch(VALIDATION_BEST_ACCURACY.regex, line.strip()):
-                value = float(match[1])
-            if match := re.fullmatch(VALIDATION_ACCURACY.regex, line.strip()):
-                epoch += 1
-                trial.report(float(match[1]), epoch)
+                value, epoch = float(match[1]), epoch + 1
+                trial.report(value, epoch)
                 pruned = pruned or trial.should_prune()
             if pruned:
                 process.send_signal(signal.SIGTERM)

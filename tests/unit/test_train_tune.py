@@ -1,0 +1,32 @@
+"""The search: what a trial tells it, and what becomes of a study that cannot be gone on with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+
+from container.contract import VALIDATION_ACCURACY, VALIDATION_BEST_ACCURACY, SageMakerPaths
+from train.tune import _train
+
+
+def train_that_prints(folder: Path, accuracies: list[float]) -> None:
+    """A program `train` in the folder, found before ours by a process that works there."""
+    best = [max(accuracies[: count + 1]) for count in range(len(accuracies))]
+    lines = [
+        metric.line(value)
+        for pair in zip(accuracies, best, strict=True)
+        for metric, value in zip((VALIDATION_ACCURACY, VALIDATION_BEST_ACCURACY), pair, strict=True)
+    ]
+    (folder / "train.py").write_text(f"print({chr(10).join(lines)!r})")
+
+
+def test_the_search_is_told_the_figure_that_it_chooses_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch that is worse than those before it ends no trial whose best is kept."""
+    monkeypatch.chdir(tmp_path)
+    train_that_prints(tmp_path, [0.5, 0.25, 0.75, 0.7])
+    study = optuna.create_study(direction="maximize")
+    trial = study.ask()
+    assert _train(trial, SageMakerPaths(tmp_path), {}) == (0.75, False)
+    assert study.trials[0].intermediate_values == {1: 0.5, 2: 0.5, 3: 0.75, 4: 0.75}
