@@ -154,6 +154,7 @@ def test_a_search_that_is_stopped_runs_its_trial_again(paths: SageMakerPaths) ->
     assert paths.failure.read_text().startswith("no trial came to its end")
     code, output = run_train(paths.base, "--trials", "1", *words, program=("-m", "train.tune"))
     assert code == 0, output
+    assert not paths.failure.exists(), "what an earlier run said of itself is not this one's"
     one, two = json.loads((paths.output_data / "tuning.json").read_text())["trials"]
     assert (one["state"], two["state"]) == ("INTERRUPTED", "COMPLETE")
     assert one["hyperparameters"] == two["hyperparameters"]
@@ -192,3 +193,12 @@ def test_tune_refuses_what_train_would(paths: SageMakerPaths) -> None:
     assert (code, "error: option 'trials' is 'none'; expected a whole number" in output) == (1, True)
     code, output = run_train(paths.base, "--epocs", "1", program=("-m", "train.tune"))
     assert (code, "did you mean 'epochs'" in output) == (1, True)
+
+
+def test_tune_says_in_a_sentence_that_its_database_is_none(paths: SageMakerPaths) -> None:
+    paths.output_data.mkdir(parents=True)
+    (paths.output_data / "tuning.db").write_text("no database " * 100)
+    code, output = run_train(paths.base, program=("-m", "train.tune"))
+    assert code == 1, output
+    assert "tuning.db cannot go on (file is not a database)" in paths.failure.read_text()
+    assert "Traceback" not in output
