@@ -23,7 +23,8 @@ from train.launch import failure_of
 from train.model import build_resnet
 from train.recipe import MovingAverage, build_optimizer, class_weights
 from train.stop import Stopped
-from train.topology import Topology, network_environment
+from train.topology import Topology, network_environment, thread_environment
+from train.workers import usable_cores
 
 HOSTS = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
 
@@ -260,3 +261,9 @@ def test_a5_48_efa_is_asked_for_only_where_it_is(tmp_path: Path, devices: list[s
     topology = Topology(hosts=HOSTS, current=HOSTS[0], interface="lo", processes=1)
     env = network_environment(topology, devices=tmp_path)
     assert env.get("FI_PROVIDER") == ("efa" if devices else None)
+
+
+def test_processes_share_the_cores_unless_the_user_says_how_many_threads_each_has() -> None:
+    shared = thread_environment(Topology(processes=2), {})
+    assert shared == {"OMP_NUM_THREADS": str(max(1, usable_cores() // 2))}
+    assert thread_environment(Topology(processes=2), {"OMP_NUM_THREADS": "3"}) == {"OMP_NUM_THREADS": "3"}
