@@ -89,8 +89,12 @@ def test_a_strategy_from_pretrained_weights_leaves_everything(paths: SageMakerPa
     assert manifest.confidence_threshold is not None
     assert {"int8:accuracy", "int8:accuracy_float32", "calibration:ece_after"} <= set(manifest.metrics)
     assert (paths.output_data / "report.html").stat().st_size > 10_000
-    assert json.loads((paths.output_data / "report.json").read_text())["served"] == "int8"
+    report = json.loads((paths.output_data / "report.json").read_text())
+    assert report["served"] == "int8"
+    phases = {"network and its weights", "answers for test photos", "comparison of heat maps", "calibration"}
+    assert phases < set(report["seconds"])
     assert "features of 24 photos" in output
+    assert ("waiting for data" in output) == (strategy == "gradual"), "a head alone reads no photos"
     if strategy == "gradual":
         assert json.loads((paths.output_data / "trace.json").read_text())["traceEvents"]
 
