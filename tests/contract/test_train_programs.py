@@ -99,6 +99,22 @@ def test_a_strategy_from_pretrained_weights_leaves_everything(paths: SageMakerPa
         assert json.loads((paths.output_data / "trace.json").read_text())["traceEvents"]
 
 
+def test_what_ships_is_what_the_figures_allow(paths: SageMakerPaths) -> None:
+    """quantize=auto, with as many validation photos as it takes to tell."""
+    write_digits(paths.channel("validation"), per_class=70, skip=20)
+    code, output = run_train(paths.base, *arguments({**QUICK, "epochs": "3", "report": "false"}))
+    assert code == 0, output
+    manifest = load_manifest(paths.model)
+    verify_files(paths.model, manifest)
+    figures = manifest.metrics
+    drop = figures["int8:accuracy_float32"] - figures["int8:accuracy"]
+    allowed = max(manifest.hyperparameters["max_accuracy_drop"] / 100, 1 / 210)
+    ships = drop <= allowed + 1e-9 and figures["int8:agreement"] >= 0.98
+    assert manifest.precision == ("int8" if ships else "float32"), output
+    assert f"{manifest.precision} is served: int8 " in output
+    assert ("model.int8.onnx" in manifest.files) == ships
+
+
 def test_a_report_that_cannot_be_written_takes_no_artifact_with_it(paths: SageMakerPaths) -> None:
     (paths.output_data / "report.html").mkdir(parents=True)
     code, output = run_train(paths.base, *arguments(QUICK))
