@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from container.artifact import MANIFEST, load_manifest, verify_files
+from container.artifact import INT8_NETWORK, MANIFEST, NETWORK, WEIGHTS, load_manifest, verify_files
 from container.contract import SageMakerPaths
 from tests.support import free_port, wait_until
 from tests.training import ROOT, SMALL, arguments, run_train, start_train, write_digits
@@ -205,12 +205,18 @@ def test_a5_50_a_host_that_never_comes_is_named_within_the_bound(tmp_path: Path)
 
 
 def test_two_hosts_leave_one_artifact(tmp_path: Path) -> None:
+    """SageMaker merges their model folders, in which a warm pool's hosts find what an earlier job left."""
     trees = [tree(tmp_path / host, host, HOSTS) for host in HOSTS]
+    for paths in trees:
+        paths.model.mkdir()
+        for name in (MANIFEST, NETWORK, INT8_NETWORK, WEIGHTS):
+            (paths.model / name).write_text("of an earlier job")
     running = [start_train(paths.base, *arguments(QUICK)) for paths in trees]
     outputs = [process.communicate(timeout=280)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0], outputs
     assert_valid(trees[0])
-    assert not (trees[1].model / MANIFEST).exists()
+    assert sorted(path.name for path in trees[0].model.iterdir()) == sorted([MANIFEST, NETWORK, WEIGHTS])
+    assert list(trees[1].model.iterdir()) == []
 
 
 def test_a2_20_hosts_with_parts_of_their_own_answer_for_all_photos(tmp_path: Path) -> None:
