@@ -43,6 +43,8 @@ class JobSets:
     world: World
     sharded: frozenset[str] = frozenset()
     unreadable: frozenset[str] = frozenset()  # roles of which no photo could be read, on any host
+    # How many training photos each process has to itself; None where all see the same.
+    shards: tuple[int, ...] | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -62,11 +64,6 @@ class JobSets:
     def count(self, role: str) -> int:
         """Photos of the role on all hosts."""
         return sum(self.world.gather(len(self.own(role))))
-
-    @property
-    def shards(self) -> list[int] | None:
-        """How many training photos each process has to itself; None where all see the same."""
-        return self.world.gather(len(self.own("training"))) if "training" in self.sharded else None
 
     def class_counts(self) -> list[int]:
         """Training photos of each class, on all hosts."""
@@ -168,7 +165,9 @@ def _with_shards(sets: PhotoSets, world: World) -> JobSets:
     sharded = {role for role in ROLES if len({digest[role] for digest in digests}) > 1}
     if sharded:
         world.say(f"each host has its own part of: {', '.join(sorted(sharded))}")
-    return JobSets(photos=sets, world=world, sharded=frozenset(sharded))
+    found = JobSets(photos=sets, world=world, sharded=frozenset(sharded))
+    shards = tuple(world.gather(len(found.own("training"))))
+    return replace(found, shards=shards if "training" in sharded else None)
 
 
 def _digest(photos: Sequence[Photo]) -> str:
