@@ -160,8 +160,9 @@ def _optional_float(value: Any) -> float | None:
 def save_artifact(folder: Path, manifest: Manifest, writers: Mapping[str, Callable[[Path], object]]) -> Manifest:
     """Write every file through its writer, then the manifest; return the manifest with the files' digests.
 
-    An artifact that stood in `folder` stays whole until the new one is: the files are written and hashed in a
-    hidden folder beside them first, and the manifest moves last.
+    An artifact that stood in `folder` stays whole until the new one is: the files are written, hashed and flushed to
+    disk in a hidden folder beside them first. Then its manifest goes, and theirs moves last: what ends the process
+    between these renames leaves a folder that is no artifact.
     """
     folder.mkdir(parents=True, exist_ok=True)
     discard_incomplete(folder)
@@ -180,15 +181,20 @@ def save_artifact(folder: Path, manifest: Manifest, writers: Mapping[str, Callab
 
 
 def _publish(staging: Path, folder: Path, names: list[str]) -> None:
-    (folder / MANIFEST).unlink(missing_ok=True)
-    for name in {NETWORK, INT8_NETWORK, WEIGHTS} - set(names):
-        (folder / name).unlink(missing_ok=True)  # of an artifact that stood here before
     for name in names:
         path = staging / name
         path.chmod(0o644)  # Serving may run as another user than training.
         with path.open("rb") as file:
-            os.fsync(file.fileno())
-        path.replace(folder / name)
+            os.fsync(file.fileno())  # Here, where it may take seconds, and not between the renames.
+    discard_artifact(folder)
+    for name in names:
+        (staging / name).replace(folder / name)
+
+
+def discard_artifact(folder: Path) -> None:
+    """Remove what stands there, its manifest first: what is left of the files is no artifact."""
+    for name in (MANIFEST, NETWORK, INT8_NETWORK, WEIGHTS):
+        (folder / name).unlink(missing_ok=True)
 
 
 def discard_incomplete(folder: Path) -> None:

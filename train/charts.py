@@ -19,6 +19,8 @@ _RIGHT: Final = 10
 # More cells than this show no numbers, and more classes no names.
 _NUMBERED_CLASSES: Final = 15
 _NAMED_CLASSES: Final = 40
+# report.css has as many: one for each phase of a job.
+_PHASE_COLOURS: Final = 11
 
 
 def line_chart(
@@ -160,11 +162,11 @@ def time_chart(seconds: Mapping[str, float]) -> str:
     seconds = {name: value for name, value in seconds.items() if value >= 0.05}
     total = sum(seconds.values()) or 1.0
     parts = "".join(
-        f'<i class="p{index % 6}" style="width:{value / total:.2%}" title="{escape(name)}"></i>'
+        f'<i class="p{index % _PHASE_COLOURS}" style="width:{value / total:.2%}" title="{escape(name)}"></i>'
         for index, (name, value) in enumerate(seconds.items())
     )
     legend = "".join(
-        f'<li><i class="p{index % 6}"></i>{escape(name)} <b>{value:.1f} s</b> ({value / total:.0%})</li>'
+        f'<li><i class="p{index % _PHASE_COLOURS}"></i>{escape(name)} <b>{value:.1f} s</b> ({value / total:.0%})</li>'
         for index, (name, value) in enumerate(seconds.items())
     )
     return f'<div class="time">{parts}</div><ul class="legend">{legend}</ul>'

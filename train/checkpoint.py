@@ -7,6 +7,7 @@ folder to S3 and back: what comes back may be half a file, or another job's, for
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,8 +19,6 @@ from typing import Any, Final
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-
-from container.errors import UserError
 
 _KEEP: Final = 3
 _NAME: Final = re.compile(r"checkpoint-(?P<step>\d{9})-(?P<job>\w*)-[0-9a-f]{16}\.safetensors")
@@ -34,16 +33,18 @@ class Checkpoint:
     figures: dict[str, Any]
 
 
-def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, *, fingerprint: str) -> Path:
+def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, *, fingerprint: str) -> None:
     """Write one file, atomically, and remove all but the newest few of this job."""
-    path = write_whole(folder, f"checkpoint-{step:09}-{fingerprint}", checkpoint)
-    for old in _newest_first(folder, fingerprint)[_KEEP:]:
-        old.unlink(missing_ok=True)
-    return path
+    if write_whole(folder, f"checkpoint-{step:09}-{fingerprint}", checkpoint):
+        for old in _newest_first(folder, fingerprint)[_KEEP:]:
+            old.unlink(missing_ok=True)
 
 
-def write_whole(folder: Path, name: str, content: Checkpoint) -> Path:
-    """Write `<name>-<checksum>.safetensors`, which is there whole or not at all."""
+def write_whole(folder: Path, name: str, content: Checkpoint) -> bool:
+    """Write `<name>-<checksum>.safetensors`, which is there whole or not at all; return whether it is.
+
+    Where it cannot be written that is a warning: nobody wants to lose the job for it.
+    """
     staged = folder / f".checkpoint-{os.getpid()}.tmp"
     # safetensors refuses tensors that share memory or have gaps.
     tensors = {key: value.detach().cpu().clone().contiguous() for key, value in content.tensors.items()}
@@ -52,19 +53,22 @@ def write_whole(folder: Path, name: str, content: Checkpoint) -> Path:
         with staged.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
             os.fsync(file.fileno())
-        path = folder / f"{name}-{digest}.safetensors"
-        staged.replace(path)
+        staged.replace(folder / f"{name}-{digest}.safetensors")
     except (OSError, SafetensorError) as error:
-        staged.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            staged.unlink()
         size = sum(value.nbytes for value in tensors.values()) / 1e6
-        raise UserError(
-            f"{name}, of {size:.0f} MB, cannot be written to {folder} ({error}); {_KEEP + 1} need room there"
-        ) from error
-    return path
+        print(
+            f"warning: {name}, of {size:.0f} MB, cannot be written to {folder} ({error}); {_KEEP + 1} need room there; "
+            "training goes on",
+            flush=True,
+        )
+        return False
+    return True
 
 
 def load_newest(folder: Path, *, fingerprint: str) -> Checkpoint | None:
-    """The newest checkpoint of this job that is whole; says which it passes over."""
+    """The newest checkpoint of this job that is whole; says which it passes over, and removes them."""
     own = _newest_first(folder, fingerprint)
     others = sum(bool(_NAME.fullmatch(path.name)) for path in folder.iterdir()) - len(own)
     if others:
@@ -76,7 +80,9 @@ def load_newest(folder: Path, *, fingerprint: str) -> Checkpoint | None:
     for path in own:
         if checkpoint := read_whole(path):
             return checkpoint
-        print(f"warning: {path.name} is damaged; trying the one before", flush=True)
+        print(f"warning: {path.name} is damaged, and removed; trying the one before", flush=True)
+        with contextlib.suppress(OSError):
+            path.unlink()  # Its step may be the highest: the few that are kept would be it, and not those to come.
     return None
 
 

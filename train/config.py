@@ -43,7 +43,11 @@ class TrainConfig:
     )
     epochs: int = _option(10, "passes over the training photos", minimum=1, maximum=10_000)
     batch_size: int = _option(
-        32, "photos in a step of each process", minimum=2, maximum=65_536, tune=("16", "32", "64")
+        32,
+        "photos in a step of each process; on average, where hosts have unequal parts of the photos",
+        minimum=2,
+        maximum=65_536,
+        tune=("16", "32", "64"),
     )
     learning_rate: float = _option(
         1e-3,

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from container.artifact import MANIFEST
+from container.artifact import MANIFEST, discard_artifact
 from container.contract import SageMakerPaths
 from container.errors import ConfigError, TrainingError, UserError
 from train import toolkit
@@ -70,6 +70,8 @@ def run_hosts(paths: SageMakerPaths, config: TrainConfig, arguments: Sequence[st
     from train.run import run_job
 
     topology = Topology.read(paths.resource_config, processes=processes_of(config))
+    if not topology.leads:  # SageMaker merges the hosts' model folders: an earlier run's would mix with the new one.
+        discard_artifact(paths.model)
     if topology.world_size == 1:
         run_job(paths, config)
     else:

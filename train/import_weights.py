@@ -4,15 +4,17 @@
                    [--image-size 224] [--top-k 5] [--normalise true]
 
 `classes.txt` holds a class name a line, in the order of the network's outputs. The head may be one linear layer or
-several with ReLU between them (`fc.0`, `fc.2`), as course projects have it. `--normalise false` is for networks that
-were trained on plain 0 … 1 values, without ImageNet's mean and deviation.
+several with ReLU between them (`fc.0`, `fc.2` or, by name, `fc.fc1`, `fc.fc2`), as course projects have it.
+`--normalise false` is for networks that were trained on plain 0 … 1 values, without ImageNet's mean and deviation.
 """
 
 from __future__ import annotations
 
 import sys
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -87,11 +89,14 @@ def _parsed(text: str, kind: type, name: str, option: Option) -> int:
 
 
 def read_class_names(path: Path) -> list[str]:
-    """A name a line; empty lines do not count."""
+    """A name a line; empty lines do not count. Raises ConfigError for fewer than two."""
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}; it must hold a class name a line") from error
+    if len(names) < 2:
+        raise ConfigError(f"{path} holds {len(names)} class name(s); it needs at least 2, each on a line of its own")
+    return names
 
 
 def rebuild(state: Mapping[str, Tensor], *, num_classes: int) -> tuple[ResNet, str]:
@@ -121,8 +126,28 @@ def _head(state: Mapping[str, Tensor], num_classes: int) -> nn.Module:
         raise WeightsError(f"the head answers {last} classes, but {num_classes} names are given")
     if "fc.weight" in weights:
         return nn.Linear(weights["fc.weight"].shape[1], num_classes)
-    layers = {int(name.split(".")[1]): nn.Linear(value.shape[1], value.shape[0]) for name, value in weights.items()}
-    return nn.Sequential(*[layers.get(index, nn.ReLU()) for index in range(max(layers) + 1)])
+    layers = {name.split(".")[1]: nn.Linear(value.shape[1], value.shape[0]) for name, value in weights.items()}
+    return _numbered(layers) if all(name.isdigit() for name in layers) else _named(layers)
+
+
+def _numbered(layers: Mapping[str, nn.Linear]) -> nn.Sequential:
+    """Layers of an nn.Sequential: what lies between two linear ones has no weights, and is taken for ReLU."""
+    last = max(map(int, layers))
+    return nn.Sequential(*[layers.get(str(index), nn.ReLU()) for index in range(last + 1)])
+
+
+def _named(layers: Mapping[str, nn.Linear]) -> nn.Sequential:
+    """Layers in the order of the state dict, with ReLU between them. Raises WeightsError where it cannot be theirs."""
+    if any(before.out_features != after.in_features for before, after in pairwise(layers.values())):
+        shapes = ", ".join(f"fc.{name} {layer.in_features} to {layer.out_features}" for name, layer in layers.items())
+        raise WeightsError(
+            f"the head's layers ({shapes}) do not follow each other; expected linear layers in the order in which they "
+            "are run, with ReLU between them"
+        )
+    steps: list[tuple[str, nn.Module]] = []
+    for name, layer in layers.items():
+        steps += [(f"relu before {name}", nn.ReLU()), (name, layer)]
+    return nn.Sequential(OrderedDict(steps[1:]))
 
 
 def run() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -46,12 +47,18 @@ class Job:
         """Photos in a batch of evaluation, whose float32 then takes no more shared memory than training's bytes."""
         return max(1, self.config.batch_size // 4)
 
+    @property
+    def largest_batch(self) -> int:
+        """Photos in a step of the process that has most: all take as many steps, of `batch_size` photos on average."""
+        shards = self.sets.shards or (1,)
+        return math.ceil(self.config.batch_size * max(shards) * len(shards) / sum(shards))
+
     @cached_property
     def workers(self) -> int:
         """Loader processes of each training process."""
         return worker_count(
             self.config.workers,
-            batch_bytes=largest_batch_bytes(self.config.batch_size, self.spec.crop_size),
+            batch_bytes=largest_batch_bytes(self.largest_batch, self.spec.crop_size),
             cuda=self.world.device.type == "cuda",
             processes=self.world.local_size,
         )

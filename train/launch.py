@@ -17,7 +17,7 @@ from container.errors import TrainingError
 from train.casualty import Casualty, first_of, words_in
 from train.hostlink import DEFAULT_WAIT_S, WORD_S, HostLink, meet
 from train.stop import STOP
-from train.topology import MASTER_PORT, Topology, network_environment
+from train.topology import MASTER_PORT, Topology, network_environment, thread_environment
 
 # SageMaker's SIGKILL comes 120 s after its SIGTERM; torchrun's own default would leave its processes 30 s.
 _STOP_S: Final = 105
@@ -53,7 +53,8 @@ def _torchrun(topology: Topology, arguments: Sequence[str], folder: Path) -> sub
         *("--master-port", str(_port(topology)), "--shutdown-timeout", str(_STOP_S)),
         *("-m", "train.worker", *arguments),
     ]
-    env = {**os.environ, **network_environment(topology), RUN_FOLDER: str(folder), HOST: topology.current}
+    settings = {**network_environment(topology), **thread_environment(topology)}
+    env = {**os.environ, **settings, RUN_FOLDER: str(folder), HOST: topology.current}
     # A session of its own: a signal to our process group is passed on by us, once, in order.
     return subprocess.Popen(command, env=env, start_new_session=True)
 

@@ -259,7 +259,8 @@ class Trainer:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": _optimizer_state(tensors)})
         _lay_out_as_weights(self.optimizer)
         torch.set_rng_state(tensors["random"])
-        self.scaler.load_state_dict(figures["scaler"])
+        if figures["scaler"]:  # None in float32 and bfloat16, in which a job may have begun on another machine.
+            self.scaler.load_state_dict(figures["scaler"])
         self.epoch, self.step_in_epoch = figures["epoch"], figures["step_in_epoch"]
         # The sums are of all processes together: one of them carries on with them.
         self.sums = torch.tensor(figures["sums"], dtype=torch.float64) * self.world.leads

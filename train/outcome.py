@@ -14,7 +14,7 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Epoch:
-    """The figures of one pass; `waiting` is the share of its time that was spent waiting for photos."""
+    """The figures of one pass; `waiting` is the share of its time spent waiting for photos, 0 where none were read."""
 
     number: int
     train_loss: float

@@ -59,11 +59,12 @@ def steps_profiler(folder: Path | None, steps: int = 3) -> Iterator[Callable[[],
 
 def print_epoch(epoch: Epoch, outcome: Outcome, *, config: TrainConfig) -> None:
     """One line for people, then one metric a line for SageMaker."""
+    waiting = f", {epoch.waiting:.0%} of it waiting for data" if epoch.waiting else ""
     print(
         f"epoch {epoch.number}/{config.epochs}: "
         f"training loss {epoch.train_loss:.4f}, accuracy {epoch.train_accuracy:.4f}; "
         f"validation loss {epoch.validation_loss:.4f}, accuracy {epoch.validation_accuracy:.4f}; "
-        f"{epoch.images_per_second:.1f} images/s, {epoch.seconds:.1f} s, {epoch.waiting:.0%} of it waiting for data",
+        f"{epoch.images_per_second:.1f} images/s, {epoch.seconds:.1f} s{waiting}",
         flush=True,
     )
     report(contract.TRAIN_LOSS, epoch.train_loss)

@@ -48,8 +48,9 @@ def run_job(paths: SageMakerPaths, config: TrainConfig, world: World = ALONE) ->
         check_leaks(findings, strict=config.strict_data)
     spec = Preprocessing.for_image_size(config.image_size)
     job = Job(paths=paths, config=config, world=world, sets=sets, spec=spec, timeline=timeline)
-    model = build_model(job, channels)
-    job = replace(job, pretrained=weights_digest(model, head=False) if config.pretrained else "")
+    with timeline.phase("network and its weights"):
+        model = build_model(job, channels)
+        job = replace(job, pretrained=weights_digest(model, head=False) if config.pretrained else "")
     announce(job)
     outcome = train_network(model.to(world.device), job)
     model.load_state_dict(outcome.state)

@@ -68,7 +68,8 @@ def check_agreement(model: ResNet, job: Job) -> None:
 def answer(model: ResNet, results: Results, job: Job) -> Results:
     """What the weights answer for validation, where that is not at hand, and for test."""
     found = results.outcome.found or job.predict(model, "validation")
-    test = job.predict(model, "test") if job.sets.count("test") and not job.stopping() else None
+    with job.timeline.phase("answers for test photos"):
+        test = job.predict(model, "test") if job.sets.count("test") and not job.stopping() else None
     if job.stopping():  # Then these may be of a part of the photos.
         return replace(results, validation=results.outcome.found)
     if test is not None:
@@ -128,10 +129,12 @@ def save(model: ResNet, network: bytes, job: Job, results: Results) -> None:
     started = time.perf_counter()
     head = model.fc.weight.detach().cpu().numpy()
     if results.int8 is not None and not STOP.requested():
-        alike = map_correlation(network, results.int8, head, job.sets.photos.validation, job.spec)
+        with job.timeline.phase("comparison of heat maps"):
+            alike = map_correlation(network, results.int8, head, job.sets.photos.validation, job.spec)
         results = replace(results, int8_maps=alike)
     if results.shipped is not None:
-        results = replace(results, calibration=calibrate(results.shipped, coverage=job.config.coverage))
+        with job.timeline.phase("calibration"):
+            results = replace(results, calibration=calibrate(results.shipped, coverage=job.config.coverage))
     with job.timeline.phase("export"):
         manifest = write_artifact(job.paths.model, model, results.networks(network), draft_manifest(job, results))
     seconds = time.perf_counter() - started

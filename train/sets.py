@@ -30,6 +30,9 @@ from train.distributed import World
 from train.doctor import Facts, Findings, examine, look
 
 ROLES: Final = ("training", "validation", "test")
+# Photos that each process looks at before all meet: where a host has many more than another, that one would else wait
+# for longer than a collective may take. Some FastFile channels take a second a photo.
+_ROUND: Final = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,8 @@ class JobSets:
     world: World
     sharded: frozenset[str] = frozenset()
     unreadable: frozenset[str] = frozenset()  # roles of which no photo could be read, on any host
+    # How many training photos each process has to itself; None where all see the same.
+    shards: tuple[int, ...] | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -59,11 +64,6 @@ class JobSets:
     def count(self, role: str) -> int:
         """Photos of the role on all hosts."""
         return sum(self.world.gather(len(self.own(role))))
-
-    @property
-    def shards(self) -> list[int] | None:
-        """How many training photos each process has to itself; None where all see the same."""
-        return self.world.gather(len(self.own("training"))) if "training" in self.sharded else None
 
     def class_counts(self) -> list[int]:
         """Training photos of each class, on all hosts."""
@@ -120,7 +120,11 @@ def check_photo_sets(sets: JobSets) -> None:
 def _look(listed: PhotoSets, world: World) -> dict[Path, Facts]:
     """Each process looks at its share; all learn of every photo."""
     sets = _with_shards(listed, world)
-    own = look([photo.path for role in ROLES for photo in sets.own(role)])
+    paths = [photo.path for role in ROLES for photo in sets.own(role)]
+    own: dict[Path, Facts] = {}
+    for start in range(0, max(world.gather(len(paths))), _ROUND):
+        own |= look(paths[start : start + _ROUND])
+        world.gather(start)  # For the meeting alone.
     facts: dict[Path, Facts] = {}
     for role in ROLES:
         # By position, not by path: a host may have its channels elsewhere.
@@ -161,7 +165,9 @@ def _with_shards(sets: PhotoSets, world: World) -> JobSets:
     sharded = {role for role in ROLES if len({digest[role] for digest in digests}) > 1}
     if sharded:
         world.say(f"each host has its own part of: {', '.join(sorted(sharded))}")
-    return JobSets(photos=sets, world=world, sharded=frozenset(sharded))
+    found = JobSets(photos=sets, world=world, sharded=frozenset(sharded))
+    shards = tuple(world.gather(len(found.own("training"))))
+    return replace(found, shards=shards if "training" in sharded else None)
 
 
 def _digest(photos: Sequence[Photo]) -> str:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import socket
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -69,9 +71,9 @@ def _hosts(value: Any, path: Path) -> tuple[tuple[str, ...], str]:
 def network_environment(topology: Topology, *, devices: Path = Path("/dev/infiniband")) -> dict[str, str]:
     """The variables by which NCCL, gloo and TensorPipe find the network between the hosts."""
     interface = _usable_interface(topology)
-    env = {"OMP_NUM_THREADS": str(max(1, usable_cores() // topology.processes))}
+    env: dict[str, str] = {}
     if interface:
-        env |= {
+        env = {
             "NCCL_SOCKET_IFNAME": f"={interface}",
             "GLOO_SOCKET_IFNAME": interface,
             "TP_SOCKET_IFNAME": interface,
@@ -81,6 +83,12 @@ def network_environment(topology: Topology, *, devices: Path = Path("/dev/infini
     if any(devices.glob("uverbs*")):
         env["FI_PROVIDER"] = "efa"
     return env
+
+
+def thread_environment(topology: Topology, env: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Each process of a host gets its share of the cores. OMP_NUM_THREADS is obeyed."""
+    share = max(1, usable_cores() // topology.processes)
+    return {"OMP_NUM_THREADS": env.get("OMP_NUM_THREADS", str(share))}
 
 
 def _usable_interface(topology: Topology) -> str:

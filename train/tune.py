@@ -21,16 +21,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import optuna
+from optuna.exceptions import OptunaError
 from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from container.artifact import find_artifact, load_manifest, save_artifact
-from container.contract import VALIDATION_ACCURACY, VALIDATION_BEST_ACCURACY, SageMakerPaths
-from container.errors import ConfigError, KennelError, TrainingError
+from container.contract import VALIDATION_BEST_ACCURACY, SageMakerPaths
+from container.errors import ConfigError, KennelError, TrainingError, UserError
 from train.config import TrainConfig, canonical_name, options, read_command_line, read_hyperparameters
 from train.failure import failure_text, write_failure
 from train.folders import discard_results, make_writable
@@ -38,6 +41,7 @@ from train.hyperparameters import Option, Range, parse
 from train.stop import STOP
 
 _DEFAULT_TRIALS: Final = "20"
+_DATABASE: Final = "tuning.db"
 # Of a trial that is run because an earlier run of the search ended in the middle of another: that one's number.
 _INSTEAD_OF: Final = "instead_of"
 # Of a study: the values that it does not search for, and its data.
@@ -55,6 +59,7 @@ def main(arguments: Sequence[str]) -> int:
         fixed = _fixed({**read_hyperparameters(paths.hyperparameters), **given})
         make_writable(paths.model)
         make_writable(paths.output_data)
+        paths.failure.unlink(missing_ok=True)
         best = search(paths, fixed, trials=trials)
     except KennelError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -79,12 +84,35 @@ def _fixed(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def search(paths: SageMakerPaths, fixed: Mapping[str, Any], *, trials: int) -> dict[str, Any]:
-    """Run trials until that many are complete, counting those of earlier runs; return the best one's description."""
+    """Run trials until that many have ended, and return the best one's description.
+
+    Those of earlier runs count, and those that failed or were ended early.
+    """
     folder = paths.output_data
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = _open_study(folder, {**fixed, "data": _data_digest(paths.data)}, seed=fixed.get("seed", 0))
-    while _finished(study) < trials and not STOP.requested():
-        _one_trial(study, paths, fixed)
+    with _storage(folder / _DATABASE):
+        study = _open_study(folder, {**fixed, "data": _data_digest(paths.data)}, seed=fixed.get("seed", 0))
+        while _finished(study) < trials and not STOP.requested():
+            _one_trial(study, paths, fixed)
+        return _choose(study, paths)
+
+
+@contextmanager
+def _storage(database: Path) -> Iterator[None]:
+    """Translate what the study's database and the disk raise. Raises UserError."""
+    try:
+        yield
+    except (OptunaError, SQLAlchemyError, OSError) as error:
+        reason = str(error.__cause__ or error).partition("\n")[0]
+        raise UserError(
+            f"the search in {database} cannot go on ({reason}); see that the disk has room, or remove that file to "
+            "begin anew"
+        ) from error
+
+
+def _choose(study: optuna.Study, paths: SageMakerPaths) -> dict[str, Any]:
+    """Leave the best trial's artifact and the search's description; return the best trial's."""
+    folder = paths.output_data
     if not [trial for trial in study.trials if trial.state == TrialState.COMPLETE]:
         raise TrainingError(
             f"no trial came to its end, so there is nothing to choose from; their logs lie in {folder / 'trials'}"
@@ -109,7 +137,7 @@ def _open_study(folder: Path, settings: Mapping[str, Any], *, seed: int) -> optu
     """
     study = optuna.create_study(
         study_name="kennel",
-        storage=f"sqlite:///{folder / 'tuning.db'}",
+        storage=f"sqlite:///{folder / _DATABASE}",
         direction="maximize",
         pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=1),
         load_if_exists=True,
@@ -118,7 +146,7 @@ def _open_study(folder: Path, settings: Mapping[str, Any], *, seed: int) -> optu
     other = [name for name in sorted({*begun, *settings}) if begun.get(name) != settings.get(name)]
     if other:
         raise ConfigError(
-            f"{folder / 'tuning.db'} holds a search with {_named(begun, other)}; this one has "
+            f"{folder / _DATABASE} holds a search with {_named(begun, other)}; this one has "
             f"{_named(settings, other)}: give the same values and data, or remove that file to begin anew"
         )
     study.set_user_attr(_SETTINGS, dict(settings))
@@ -161,7 +189,13 @@ def _hand_over(trial: SageMakerPaths, paths: SageMakerPaths) -> None:
 
 def _one_trial(study: optuna.Study, paths: SageMakerPaths, fixed: Mapping[str, Any]) -> None:
     trial = study.ask()
-    values = {**{name: str(value) for name, value in fixed.items()}, **suggest(trial, fixed)}
+    try:
+        values = {**{name: str(value) for name, value in fixed.items()}, **suggest(trial, fixed)}
+    except ValueError as error:  # Optuna's, of a study that an image with other ranges began.
+        raise ConfigError(
+            f"{paths.output_data / _DATABASE} holds a search over other values than this one's ({error}); remove that "
+            "file to begin anew"
+        ) from error
     print(f"trial {trial.number}: {json.dumps(trial.params)}", flush=True)
     value, pruned = _train(trial, _tree(paths, trial.number), values)
     if STOP.requested():
@@ -221,10 +255,8 @@ def _train(trial: optuna.Trial, tree: SageMakerPaths, values: Mapping[str, str])
         for line in process.stdout:
             log.write(line)
             if match := re.fullmatch(VALIDATION_BEST_ACCURACY.regex, line.strip()):
-                value = float(match[1])
-            if match := re.fullmatch(VALIDATION_ACCURACY.regex, line.strip()):
-                epoch += 1
-                trial.report(float(match[1]), epoch)
+                value, epoch = float(match[1]), epoch + 1
+                trial.report(value, epoch)
                 pruned = pruned or trial.should_prune()
             if pruned:
                 process.send_signal(signal.SIGTERM)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from container.artifact import MANIFEST, load_manifest, verify_files
+from container.artifact import INT8_NETWORK, MANIFEST, NETWORK, WEIGHTS, load_manifest, verify_files
 from container.contract import SageMakerPaths
 from tests.support import free_port, wait_until
 from tests.training import ROOT, SMALL, arguments, run_train, start_train, write_digits
@@ -101,6 +101,35 @@ def test_a2_20_unequal_shards_with_missing_classes_train_together(tmp_path: Path
     assert one["losses"] == two["losses"]
 
 
+# A rank whose collectives wait for ten seconds, and which looks at four photos in one.
+_LOOKS = """
+import datetime, sys, time
+from pathlib import Path
+import train.distributed, train.doctor, train.sets
+from train.channels import Channels
+from train.distributed import World
+
+def slowly(path, facts=train.doctor._facts):
+    time.sleep(0.25)
+    return facts(path)
+
+train.doctor._facts, train.doctor.usable_cores, train.sets._ROUND = slowly, lambda: 1, 4
+train.distributed._TIMEOUT = datetime.timedelta(seconds=10)
+world = World.join()
+sets, findings = train.sets.open_photo_sets(Channels(training=Path(sys.argv[1])), seed=0, world=world)
+print(findings.photos, len(findings.unreadable))
+world.leave()
+"""
+
+
+def test_a_host_with_many_photos_keeps_one_with_few_waiting_for_no_longer_than_a_round(tmp_path: Path) -> None:
+    large = write_digits(tmp_path / "a", per_class=20, classes=3)
+    small = write_digits(tmp_path / "b", per_class=2, classes=2, skip=40)
+    (large / "1" / "003.png").write_bytes(b"no photo")
+    found = together([["-c", _LOOKS, str(folder)] for folder in (large, small)], hosts=2)
+    assert found == ["63 1", "63 1"]
+
+
 def tree(base: Path, host: str = "", hosts: tuple[str, ...] = ()) -> SageMakerPaths:
     paths = SageMakerPaths(base)
     write_digits(paths.channel("training"), per_class=13)
@@ -176,12 +205,18 @@ def test_a5_50_a_host_that_never_comes_is_named_within_the_bound(tmp_path: Path)
 
 
 def test_two_hosts_leave_one_artifact(tmp_path: Path) -> None:
+    """SageMaker merges their model folders, in which a warm pool's hosts find what an earlier job left."""
     trees = [tree(tmp_path / host, host, HOSTS) for host in HOSTS]
+    for paths in trees:
+        paths.model.mkdir()
+        for name in (MANIFEST, NETWORK, INT8_NETWORK, WEIGHTS):
+            (paths.model / name).write_text("of an earlier job")
     running = [start_train(paths.base, *arguments(QUICK)) for paths in trees]
     outputs = [process.communicate(timeout=280)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0], outputs
     assert_valid(trees[0])
-    assert not (trees[1].model / MANIFEST).exists()
+    assert sorted(path.name for path in trees[0].model.iterdir()) == sorted([MANIFEST, NETWORK, WEIGHTS])
+    assert list(trees[1].model.iterdir()) == []
 
 
 def test_a2_20_hosts_with_parts_of_their_own_answer_for_all_photos(tmp_path: Path) -> None:

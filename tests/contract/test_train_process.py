@@ -53,6 +53,7 @@ def test_a9_78_a_folder_of_photos_is_enough(paths: SageMakerPaths) -> None:
     code, output = run_train(paths.base, *arguments(SMALL))
     assert_succeeded(paths, code, output)
     assert "sagemaker-training-toolkit INFO     Reporting training SUCCESS" in output
+    assert "float32 is served: 6 validation photos are too few to judge int8 by" in output
     manifest = load_manifest(paths.model)
     assert manifest.class_names == ("0", "1", "2")
     assert manifest.top_k == 5

@@ -89,10 +89,30 @@ def test_a_strategy_from_pretrained_weights_leaves_everything(paths: SageMakerPa
     assert manifest.confidence_threshold is not None
     assert {"int8:accuracy", "int8:accuracy_float32", "calibration:ece_after"} <= set(manifest.metrics)
     assert (paths.output_data / "report.html").stat().st_size > 10_000
-    assert json.loads((paths.output_data / "report.json").read_text())["served"] == "int8"
+    report = json.loads((paths.output_data / "report.json").read_text())
+    assert report["served"] == "int8"
+    phases = {"network and its weights", "answers for test photos", "comparison of heat maps", "calibration"}
+    assert phases < set(report["seconds"])
     assert "features of 24 photos" in output
+    assert ("waiting for data" in output) == (strategy == "gradual"), "a head alone reads no photos"
     if strategy == "gradual":
         assert json.loads((paths.output_data / "trace.json").read_text())["traceEvents"]
+
+
+def test_what_ships_is_what_the_figures_allow(paths: SageMakerPaths) -> None:
+    """quantize=auto, with as many validation photos as it takes to tell."""
+    write_digits(paths.channel("validation"), per_class=70, skip=20)
+    code, output = run_train(paths.base, *arguments({**QUICK, "epochs": "3", "report": "false"}))
+    assert code == 0, output
+    manifest = load_manifest(paths.model)
+    verify_files(paths.model, manifest)
+    figures = manifest.metrics
+    drop = figures["int8:accuracy_float32"] - figures["int8:accuracy"]
+    allowed = max(manifest.hyperparameters["max_accuracy_drop"] / 100, 1 / 210)
+    ships = drop <= allowed + 1e-9 and figures["int8:agreement"] >= 0.98
+    assert manifest.precision == ("int8" if ships else "float32"), output
+    assert f"{manifest.precision} is served: int8 " in output
+    assert ("model.int8.onnx" in manifest.files) == ships
 
 
 def test_a_report_that_cannot_be_written_takes_no_artifact_with_it(paths: SageMakerPaths) -> None:
@@ -154,6 +174,7 @@ def test_a_search_that_is_stopped_runs_its_trial_again(paths: SageMakerPaths) ->
     assert paths.failure.read_text().startswith("no trial came to its end")
     code, output = run_train(paths.base, "--trials", "1", *words, program=("-m", "train.tune"))
     assert code == 0, output
+    assert not paths.failure.exists(), "what an earlier run said of itself is not this one's"
     one, two = json.loads((paths.output_data / "tuning.json").read_text())["trials"]
     assert (one["state"], two["state"]) == ("INTERRUPTED", "COMPLETE")
     assert one["hyperparameters"] == two["hyperparameters"]
@@ -192,3 +213,12 @@ def test_tune_refuses_what_train_would(paths: SageMakerPaths) -> None:
     assert (code, "error: option 'trials' is 'none'; expected a whole number" in output) == (1, True)
     code, output = run_train(paths.base, "--epocs", "1", program=("-m", "train.tune"))
     assert (code, "did you mean 'epochs'" in output) == (1, True)
+
+
+def test_tune_says_in_a_sentence_that_its_database_is_none(paths: SageMakerPaths) -> None:
+    paths.output_data.mkdir(parents=True)
+    (paths.output_data / "tuning.db").write_text("no database " * 100)
+    code, output = run_train(paths.base, program=("-m", "train.tune"))
+    assert code == 1, output
+    assert "tuning.db cannot go on (file is not a database)" in paths.failure.read_text()
+    assert "Traceback" not in output

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,19 @@ def test_a_failed_save_leaves_the_artifact_before_it_whole(tmp_path: Path) -> No
     before = save(tmp_path)
     with pytest.raises(ZeroDivisionError):
         save_artifact(tmp_path, DRAFT, {NETWORK: lambda path: 1 / 0})
+    verify_files(tmp_path, load_manifest(tmp_path))
+    assert load_manifest(tmp_path) == before
+
+
+def test_a_disk_that_fails_leaves_the_artifact_before_it_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = save(tmp_path)
+
+    def fail(_file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        save(tmp_path, b"new")
     verify_files(tmp_path, load_manifest(tmp_path))
     assert load_manifest(tmp_path) == before
 

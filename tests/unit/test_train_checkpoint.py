@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,7 @@ from train.job import Job
 from train.loop import Trainer
 from train.model import build_resnet, weights_digest
 from train.outcome import Epoch, Outcome
+from train.predictions import Predictions
 from train.quantization import answers, quantize
 from train.results import Results
 from train.run import setting_of
@@ -183,6 +186,16 @@ def test_the_scale_of_float16s_gradients_is_kept_in_a_checkpoint(tmp_path: Path)
     assert again.scaler.get_scale() == trainer.scaler.get_scale() < first
 
 
+def test_a_job_begun_in_float32_goes_on_in_float16(tmp_path: Path) -> None:
+    """precision=auto chooses by the processor, and a job may be resumed on another."""
+    work = job(tmp_path)
+    Trainer(build_resnet("resnet18", 3), setting_of(work, torch.ones(3))).checkpoint()
+    again = Trainer(build_resnet("resnet18", 3), setting_of(work, torch.ones(3)))
+    again.scaler = torch.amp.GradScaler("cpu")
+    assert again.resume()
+    assert again.scaler.get_scale() == torch.amp.GradScaler("cpu").get_scale()
+
+
 def test_a_gradual_job_keeps_its_head_before_all_layers_learn(tmp_path: Path) -> None:
     work = job(tmp_path)
     trainer = Trainer(build_resnet("resnet18", 3), setting_of(work, torch.ones(3)))
@@ -253,15 +266,46 @@ def test_only_the_last_few_checkpoints_are_kept_and_leftovers_go(tmp_path: Path)
     assert load_newest(tmp_path, fingerprint="f") is not None
 
 
-def test_a_folder_that_cannot_be_written_to_is_a_sentence_at_the_start_and_later(tmp_path: Path) -> None:
+def test_damaged_checkpoints_of_higher_steps_do_not_cost_those_to_come(tmp_path: Path) -> None:
+    def content(step: int) -> Checkpoint:
+        return Checkpoint(tensors={"x": torch.tensor([step])}, figures={})
+
+    for step in (7, 8, 9):
+        save_checkpoint(tmp_path, step, content(step), fingerprint="f")
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+    assert load_newest(tmp_path, fingerprint="f") is None
+    save_checkpoint(tmp_path, 1, content(1), fingerprint="f")
+    newest = load_newest(tmp_path, fingerprint="f")
+    assert newest is not None
+    assert newest.tensors["x"].item() == 1
+
+
+def test_a_folder_that_cannot_be_written_to_is_a_sentence_at_the_start(tmp_path: Path) -> None:
     paths = SageMakerPaths(tmp_path)
     paths.config.mkdir(parents=True)
     (paths.config / "checkpointconfig.json").write_text('{"LocalPath": "/proc"}')
     with pytest.raises(UserError, match=r"^/proc cannot be written to"):
         _prepare(paths)
-    content = Checkpoint(tensors={"x": torch.zeros(250_000)}, figures={})
-    with pytest.raises(UserError, match=r"checkpoint-000000007-f, of 1 MB, cannot be written to .*; 4 need room"):
-        save_checkpoint(tmp_path / "gone", 7, content, fingerprint="f")
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_cost_the_job(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = job(tmp_path)
+    setting = setting_of(work, torch.ones(3))
+
+    def validate(model: torch.nn.Module) -> Predictions:
+        shutil.rmtree(work.paths.checkpoints, ignore_errors=True)
+        return work.validate(model)
+
+    outcome = Trainer(build_resnet("resnet18", 3), dataclasses.replace(setting, validate=validate)).fit()
+    assert (len(outcome.epochs), "fc.weight" in outcome.state) == (2, True)
+    output = capsys.readouterr().out
+    assert re.search(
+        r"warning: checkpoint-000000010-\w+, of \d+ MB, cannot be written to .*; 4 need room there; training goes on",
+        output,
+    ), output
 
 
 @pytest.mark.parametrize(("gpus", "wanted", "processes"), [(0, -1, 1), (0, 3, 3), (4, -1, 4), (4, 2, 2)])

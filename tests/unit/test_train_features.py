@@ -77,6 +77,14 @@ def test_a_job_that_is_killed_goes_on_with_the_round_that_it_lacks(
     assert len(list(shelf.folder.glob("*-00002-*"))) == 1
 
 
+def test_features_that_cannot_be_kept_are_answered_all_the_same(
+    photos: list[Photo], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = run(photos[:8], Shelf(folder=tmp_path / "gone", role="training"))
+    assert torch.equal(found.values, run(photos[:8], Shelf()).values)
+    assert "cannot be written to" in capsys.readouterr().out
+
+
 def test_features_of_another_job_are_not_used_and_stay(
     photos: list[Photo], shelf: Shelf, capsys: pytest.CaptureFixture[str]
 ) -> None:

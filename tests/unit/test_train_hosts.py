@@ -12,18 +12,24 @@ from pathlib import Path
 import pytest
 import torch
 
+from container.contract import SageMakerPaths
 from container.errors import ConfigError, TrainingError, UserError
+from container.preprocessing import Preprocessing
 from tests.support import free_port, wait_until
 from train.casualty import Casualty, first_of, leave_word
+from train.channels import PhotoSets
 from train.config import TrainConfig
 from train.data import TrainingBatches
 from train.distributed import World
 from train.hostlink import HostLink, meet
+from train.job import Job
 from train.launch import failure_of
 from train.model import build_resnet
 from train.recipe import MovingAverage, build_optimizer, class_weights
+from train.sets import JobSets
 from train.stop import Stopped
-from train.topology import Topology, network_environment
+from train.topology import Topology, network_environment, thread_environment
+from train.workers import usable_cores
 
 HOSTS = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
 
@@ -82,6 +88,22 @@ def test_a2_20_unequal_shards_agree_on_the_steps_and_lose_nothing() -> None:
     assert any(not real for batch in many[1] for _, _, real in batch)
     for step in range(2):
         assert ranks[0].size_of(step) == sum(real for rank in batches for _, _, real in rank[step])
+
+
+def test_the_largest_batch_of_unequal_shards_is_what_shared_memory_must_hold(tmp_path: Path) -> None:
+    world, shards = World(size=3), (170, 20, 50)
+    photos = PhotoSets(class_names=("a", "b"), training=(), validation=())
+    equal = Job(
+        paths=SageMakerPaths(tmp_path),
+        config=TrainConfig(batch_size=8),
+        world=world,
+        sets=JobSets(photos=photos, world=world),
+        spec=Preprocessing.for_image_size(32),
+    )
+    unequal = dataclasses.replace(equal, sets=dataclasses.replace(equal.sets, shards=shards))
+    batches = list(TrainingBatches(0, batch_size=8, seed=0, world=world, shards=shards))
+    assert equal.largest_batch == 8
+    assert unequal.largest_batch == max(map(len, batches)) == 17
 
 
 def test_the_rate_follows_the_square_root_of_the_global_batch() -> None:
@@ -260,3 +282,9 @@ def test_a5_48_efa_is_asked_for_only_where_it_is(tmp_path: Path, devices: list[s
     topology = Topology(hosts=HOSTS, current=HOSTS[0], interface="lo", processes=1)
     env = network_environment(topology, devices=tmp_path)
     assert env.get("FI_PROVIDER") == ("efa" if devices else None)
+
+
+def test_processes_share_the_cores_unless_the_user_says_how_many_threads_each_has() -> None:
+    shared = thread_environment(Topology(processes=2), {})
+    assert shared == {"OMP_NUM_THREADS": str(max(1, usable_cores() // 2))}
+    assert thread_environment(Topology(processes=2), {"OMP_NUM_THREADS": "3"}) == {"OMP_NUM_THREADS": "3"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,10 @@ def files(folder: Path, state: object, names: int) -> list[str]:
     return [*words, "--model-dir", str(folder / "model"), "--image-size", "64"]
 
 
-def test_a_course_projects_network_is_served_as_it_answered(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [("0", "1", "2"), ("fc1", "relu", "output")])
+def test_a_course_projects_network_is_served_as_it_answered(tmp_path: Path, names: tuple[str, ...]) -> None:
     model = course_project()
+    model.fc = nn.Sequential(OrderedDict(zip(names, model.fc.children(), strict=True)))
     assert main([*files(tmp_path, model.state_dict(), 5), "--normalise", "false"]) == 0
     manifest = load_manifest(tmp_path / "model")
     verify_files(tmp_path / "model", manifest)
@@ -75,6 +78,25 @@ def test_a_model_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path, caps
     (tmp_path / "model").write_text("a file is in the way")
     assert main(files(tmp_path, build_resnet("resnet18", 3).state_dict(), 3)) == 1
     assert f"error: {tmp_path / 'model'} cannot be written to" in capsys.readouterr().err
+
+
+def test_a_head_whose_order_cannot_be_told_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = build_resnet("resnet18", 3)
+    model.fc = nn.Sequential(
+        OrderedDict([("second", nn.Linear(128, 64)), ("first", nn.Linear(512, 128)), ("last", nn.Linear(64, 3))])
+    )
+    assert main(files(tmp_path, model.state_dict(), 3)) == 1
+    expected = "the head's layers (fc.second 128 to 64, fc.first 512 to 128, fc.last 64 to 3) do not follow each other"
+    assert expected in capsys.readouterr().err
+    model.fc = nn.Sequential(OrderedDict(block=nn.Sequential(nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 3))))
+    assert main(files(tmp_path, model.state_dict(), 3)) == 1
+    assert "the weights do not fit resnet18" in capsys.readouterr().err
+
+
+def test_one_class_name_is_refused_as_serving_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(files(tmp_path, build_resnet("resnet18", 1).state_dict(), 1)) == 1
+    assert "classes.txt holds 1 class name(s); it needs at least 2" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_wrong_number_of_names_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
