@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +47,12 @@ def write_resnet(folder: Path, head: nn.Module | None = None, **fields: Any) -> 
         {NETWORK: lambda path: path.write_bytes(network), WEIGHTS: lambda path: save_file(weights, path)},
     )
     return model
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Networks are computed in one thread, whose sums are the same bits each time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -15,6 +15,7 @@ import torch
 from container.contract import SageMakerPaths
 from container.errors import ConfigError, UserError
 from container.preprocessing import Preprocessing
+from tests.resnets import one_thread
 from tests.training import write_digits
 from train.channels import Channels, list_photos, split_validation
 from train.checkpoint import Checkpoint, discard_staged, load_newest, save_checkpoint
@@ -48,10 +49,8 @@ CONFIG = TrainConfig(
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
     STOP.signal = None
 
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 from container.contract import SageMakerPaths
 from container.errors import ConfigError
 from container.preprocessing import Preprocessing
+from tests.resnets import one_thread
 from tests.training import write_digits
 from train.channels import Channels, list_photos, split_validation
 from train.config import TrainConfig
@@ -42,10 +43,8 @@ CONFIG = TrainConfig(
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 def trainer(folder: Path, *, class_weights: Sequence[float] = (1, 1, 1), **changes: Any) -> Trainer:
