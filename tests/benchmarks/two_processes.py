@@ -1,9 +1,11 @@
-"""Steps of a ResNet-18 in two processes beside each of them alone: `torchrun … -m tests.benchmarks.two_processes N S T`.
+"""Steps of a ResNet-18 in two processes beside each of them alone.
 
-The trainer's own steps, batches of 32 photos of S x S a process, one thread each, BatchNorm frozen on both sides (as it
-must be between processes on CPUs). N rounds of short turns of T steps, since a machine's speed changes within seconds:
-one process alone while the other waits, the other alone, both as one training, and both at once with nothing in common,
-which is what the machine allows. Prints each round's images/s as JSON: [{"alone", "together", "apart"}, …].
+    torchrun --nproc-per-node 2 -m tests.benchmarks.two_processes ROUNDS SIZE STEPS
+
+The trainer's own steps, batches of 32 photos of SIZE x SIZE a process, one thread each, BatchNorm frozen on both sides
+(as it must be between processes on CPUs). Rounds of short turns of STEPS steps, since a machine's speed changes within
+seconds: one process alone while the other waits, the other alone, both as one training, and both at once with nothing
+in common, which is what the machine allows. Prints images/s as JSON: [{"alone", "together", "apart"}, …].
 """
 
 from __future__ import annotations
