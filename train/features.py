@@ -1,6 +1,7 @@
 """What the frozen layers answer for every photo, computed once.
 
-Where the job has a folder for checkpoints, they are kept there in rounds: a job that is killed goes on with the next.
+Where the job has a folder for them, they are kept there in rounds: a job that is killed goes on with the next, and a
+trial of a search uses what another computed.
 """
 
 from __future__ import annotations

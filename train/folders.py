@@ -11,6 +11,9 @@ from container.errors import UserError
 # What `train` leaves in output/data; other files there are not ours.
 _RESULTS: Final = ("doctor.json", "report.html", "report.json", "trace.json", "tensorboard/events.out.tfevents.*")
 
+# In a trial's tree: the folder in which all trials of a search keep the features of the frozen layers.
+SHARED_FEATURES: Final = "features"
+
 
 def make_writable(folder: Path) -> None:
     """Make the folder where it is not there. Raises UserError where nothing can be written to it."""

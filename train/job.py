@@ -17,6 +17,7 @@ from container.preprocessing import Preprocessing
 from train.config import TrainConfig, checkpoint_folder
 from train.data import EvaluationPhotos, Normaliser, evaluation_loader
 from train.distributed import World
+from train.folders import SHARED_FEATURES
 from train.predictions import Predictions, predict
 from train.sets import ROLES, JobSets
 from train.stop import STOP
@@ -68,6 +69,12 @@ class Job:
         """Where the platform, or the user, wants checkpoints: SageMaker makes the folder if they were asked for."""
         folder = checkpoint_folder(self.paths)
         return folder if folder.is_dir() else None
+
+    @property
+    def shelf(self) -> Path | None:
+        """Where features of frozen layers are kept: by the checkpoints, or where the trials of a search share them."""
+        shared = self.paths.base / SHARED_FEATURES
+        return shared if shared.is_dir() else self.checkpoints
 
     @property
     def batchnorm_frozen(self) -> bool:

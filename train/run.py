@@ -96,8 +96,9 @@ def announce(job: Job) -> None:
 def train_network(model: ResNet, job: Job) -> Outcome:
     """Follow the strategy."""
     weights = class_weights(job.sets.class_counts(), balanced=job.config.class_weights)
-    if job.checkpoints and job.world.leads:
-        discard_staged(job.checkpoints)
+    if job.world.leads:
+        for folder in filter(None, (job.checkpoints, job.shelf)):
+            discard_staged(folder)
     if job.config.plan == "head":
         if job.config.profile:
             job.world.say("warning: profile=true traces steps of all layers, and strategy=head has none")
@@ -124,7 +125,7 @@ def features_of(model: ResNet, job: Job) -> tuple[Features, Features]:
                 job.spec,
                 batch_size=job.evaluation_batch,
                 workers=job.workers,
-                shelf=Shelf(folder=job.checkpoints, role=role),
+                shelf=Shelf(folder=job.shelf, role=role),
                 world=job.world,
             )
             for role in ("training", "validation")

@@ -4,8 +4,9 @@
 
 Values that are given are the same in every trial; the other tunable ones are searched for. Each trial is a `train` of
 its own in output/data/trials; a trial that falls behind the median is ended early. The search goes on where an
-earlier one in the same folder stopped, and refuses to where that had other values or photos. The best trial's artifact
-and report are left where `train` leaves its own.
+earlier one in the same folder stopped, and refuses to where that had other values or photos. What frozen layers answer
+is computed once for all trials (of the same batch size). The best trial's artifact and report are left where `train`
+leaves its own.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from container.contract import VALIDATION_BEST_ACCURACY, SageMakerPaths
 from container.errors import ConfigError, KennelError, TrainingError, UserError
 from train.config import TrainConfig, canonical_name, options, read_command_line, read_hyperparameters
 from train.failure import failure_text, write_failure
-from train.folders import discard_results, make_writable
+from train.folders import SHARED_FEATURES, discard_results, make_writable
 from train.hyperparameters import Option, Range, parse
 from train.stop import STOP
 
@@ -228,11 +229,14 @@ def suggest(trial: optuna.Trial, fixed: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _tree(paths: SageMakerPaths, number: int) -> SageMakerPaths:
-    """A tree of the trial's own, its data a link to the real channels."""
+    """A tree of the trial's own: its data are the real channels, its features those of all trials."""
     tree = SageMakerPaths(paths.output_data / "trials" / str(number))
     shutil.rmtree(tree.base, ignore_errors=True)
     tree.config.mkdir(parents=True)
     tree.data.symlink_to(paths.data)
+    features = paths.output_data / "trials" / SHARED_FEATURES
+    features.mkdir(exist_ok=True)
+    (tree.base / SHARED_FEATURES).symlink_to(features)
     if paths.input_data_config.is_file():
         shutil.copy(paths.input_data_config, tree.input_data_config)
     return tree

@@ -208,6 +208,19 @@ def test_tune_searches_goes_on_and_leaves_the_best(paths: SageMakerPaths) -> Non
     assert "holds a search with data=" in paths.failure.read_text()
 
 
+def test_trials_share_what_the_frozen_layers_answer(paths: SageMakerPaths) -> None:
+    pretrained(paths)
+    given = {**QUICK, "pretrained": "true", "strategy": "head", "quantize": "never", "report": "false"}
+    words = arguments(given)
+    code, output = run_train(paths.base, "--trials", "2", *words, program=("-m", "train.tune"))
+    assert code == 0, output
+    first, second = ((paths.output_data / "trials" / str(number) / "log").read_text() for number in range(2))
+    assert "kept from an earlier run" not in first
+    computed = re.findall(r"features of (\d+) photos", first)
+    assert len(computed) == 2
+    assert re.findall(r", (\d+) of them kept from an earlier run", second) == computed
+
+
 def test_tune_refuses_what_train_would(paths: SageMakerPaths) -> None:
     code, output = run_train(paths.base, "--trials", "none", program=("-m", "train.tune"))
     assert (code, "error: option 'trials' is 'none'; expected a whole number" in output) == (1, True)
