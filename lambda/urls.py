@@ -119,7 +119,8 @@ class Fetcher:
         with self._line(host, deadline) as line, _cut_off_at(deadline, line):
             tls = self.tls()
             connection = http.client.HTTPSConnection(host, context=tls)  # Else it reads the roots for one of its own.
-            # A line that is cut must not look like a body's end.
+            # A line that is cut must not look like a body's end, as some builds of Python have it with OpenSSL 3.
+            tls.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
             connection.sock = tls.wrap_socket(line, server_hostname=host, suppress_ragged_eofs=False)
             with connection.sock:
                 headers = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "kennel-classify"}

@@ -48,6 +48,7 @@ class World:
 
     def tls(self) -> ssl.SSLContext:
         context = ssl.create_default_context()
+        context.options |= getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # As Debian's Python 3.11 has it by default.
         self.ca.configure_trust(context)
         return context
 
