@@ -97,7 +97,7 @@ def train_network(model: ResNet, job: Job) -> Outcome:
     """Follow the strategy."""
     weights = class_weights(job.sets.class_counts(), balanced=job.config.class_weights)
     if job.world.leads:
-        for folder in filter(None, (job.checkpoints, job.shelf)):
+        for folder in filter(None, {job.checkpoints, job.shelf}):
             discard_staged(folder)
     if job.config.plan == "head":
         if job.config.profile:

@@ -74,12 +74,12 @@ def measure(rounds: int, size: int, steps: int) -> list[dict[str, float]]:
     together.run()
     found = []
     for _ in range(rounds):
-        singles = 0.0
+        own = 0.0
         for rank in range(world.size):
             world.gather(None)  # The others wait in the next one, and compute nothing meanwhile.
             if world.rank == rank:
-                singles = alone.run()
-        rates = {"alone": sum(world.gather(singles))}
+                own = alone.run()
+        rates = {"alone": sum(world.gather(own))}
         for name, turn in (("together", together), ("apart", alone)):
             world.gather(None)
             rates[name] = world.size * min(world.gather(turn.run()))
