@@ -32,9 +32,9 @@ def photos_by_class(folder: Path) -> dict[str, list[Path]]:
     """
     if not folder.is_dir():
         raise SystemExit(f"{folder} is no folder; expected one with a folder of photos per class")
-    parts = _folders(folder)
     names = {name for names in PARTS.values() for name in names}
-    roots = parts if {part.name.lower() for part in parts} <= names else [folder]
+    parts = [part for part in _folders(folder) if part.name.lower() in names and _folders(part)]
+    roots = parts if any(part.name.lower() in PARTS["training"] for part in parts) else [folder]
     classes: dict[str, list[Path]] = {}
     for entry in (entry for root in roots for entry in _folders(root)):
         if photos := _photos(entry):

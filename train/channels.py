@@ -1,7 +1,7 @@
 """The folders of photos that SageMaker, or a user's -v, puts under /opt/ml/input/data.
 
 A channel holds a folder a class. Several names are understood for each channel, and one channel whose root holds
-train/, valid/ and test/ counts as three.
+train/, valid/ and test/ counts as three. Of each, a host may have all photos, or a part of its own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +20,7 @@ from container.errors import DataError
 from train.config import did_you_mean
 
 ALIASES: Final[Mapping[str, tuple[str, ...]]] = {**PARTS, "pretrained": ("pretrained",)}
+_PART_OF: Final = {alias: role for role, aliases in PARTS.items() for alias in aliases}
 # Of a training channel's photos, the share that validates where no validation channel is given.
 VALIDATION_SHARE: Final = 0.2
 
@@ -29,6 +30,12 @@ _NUMBERED: Final = re.compile(r"(\d+)\.(\D.*)")  # "001.Affenpinscher", but no "
 _LAYOUT: Final = "laid out as training/<class>/*.jpg"
 # What macOS adds to archives: a twin of every folder, with nothing but "._*" files.
 _MACOS_TWIN: Final = "__MACOSX"
+
+
+# Folders by name; of those named like training, whether folders lie in them.
+Contents = dict[str, bool]
+# What every host found, from what this one did.
+Gather = Callable[[tuple[Contents, Contents]], list[tuple[Contents, Contents]]]
 
 
 @dataclass(frozen=True)
@@ -60,15 +67,16 @@ class PhotoSets:
     test: tuple[Photo, ...] = ()
 
 
-def find_channels(paths: SageMakerPaths) -> Channels:
+def find_channels(paths: SageMakerPaths, *, gather: Gather = lambda own: [own]) -> Channels:
     """Locate the channels: by inputdataconfig.json or, without one, by the folders present.
 
-    Raises DataError for Pipe mode, two names of one channel, and a missing training channel.
+    Folders of a channel may be missing where other hosts have them. Raises DataError for Pipe mode, two names of one
+    channel, and a missing training channel.
     """
     folders = _by_role(_named_folders(paths), paths)
     if "training" not in folders:
         raise DataError(_no_training(paths))
-    return Channels(**{**_split_layout(folders.pop("training")), **folders})
+    return Channels(**{**_split_layout(folders.pop("training"), gather), **folders})
 
 
 def _named_folders(paths: SageMakerPaths) -> dict[str, Path]:
@@ -107,8 +115,6 @@ def _by_role(named: Mapping[str, Path], paths: SageMakerPaths) -> dict[str, Path
             continue
         if role in found:
             raise DataError(f"channels {found[role].name!r} and {name!r} both mean {role}; give one of them")
-        if not path.is_dir():
-            raise DataError(f"channel {name!r} is configured, but there is no folder {path}")
         found[role] = path
     return found
 
@@ -122,25 +128,60 @@ def _no_training(paths: SageMakerPaths) -> str:
     )
 
 
-def _split_layout(root: Path) -> dict[str, Path]:
-    """Three channels where `root`, or the one folder in it, holds train/ beside valid/ or test/."""
-    entries = _folders(root)
-    if len(entries) == 1 and _is_split(_folders(entries[0])):
-        entries = _folders(entries[0])
-    if not _is_split(entries):
-        return {"training": root}
-    roles = {alias: role for role, aliases in ALIASES.items() for alias in aliases}
-    return {roles[path.name.lower()]: path for path in entries}
+def _split_layout(root: Path, gather: Gather) -> dict[str, Path]:
+    """Three channels where `root`, or the one folder in it, holds train/ beside valid/ or test/, on all hosts together.
+
+    Raises DataError for two names of one of them.
+    """
+    own = _contents(root)
+    everywhere = gather((own, _contents(root / next(iter(own))) if len(own) == 1 else {}))
+    outer, inner = (_together(found) for found in zip(*everywhere, strict=True))
+    if len(outer) == 1 and _is_split(inner):
+        return _parts(root / next(iter(outer)), inner)
+    return _parts(root, outer) if _is_split(outer) else {"training": root}
 
 
-def _is_split(entries: Sequence[Path]) -> bool:
-    names = {path.name.lower() for path in entries}
-    known = {alias for aliases in PARTS.values() for alias in aliases}
-    return len(names) > 1 and names <= known and bool(names & set(PARTS["training"]))
+def _contents(folder: Path) -> Contents:
+    return {path.name: _part_of(path.name) == "training" and bool(_folders(path)) for path in _folders(folder)}
+
+
+def _together(found: Iterable[Contents]) -> Contents:
+    together: Contents = {}
+    for contents in found:
+        together |= {name: holds_folders or together.get(name, False) for name, holds_folders in contents.items()}
+    return together
+
+
+def _part_of(name: str) -> str | None:
+    return _PART_OF.get(name.lower())
+
+
+def _is_split(contents: Contents) -> bool:
+    """Beside folders of other names, train/ may be a class, which holds photos and no folders."""
+    parts = set(map(_part_of, contents))
+    return "training" in parts and len(parts - {None}) > 1 and (None not in parts or any(contents.values()))
+
+
+def _parts(base: Path, names: Iterable[str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for name in sorted(names):
+        part = _part_of(name)
+        if part is None:
+            print(f"warning: the folder {name!r} in {base} lies beside train/ and is not used", flush=True)
+        elif part in found:
+            raise DataError(f"folders {found[part].name!r} and {name!r} in {base} both mean {part}; keep one of them")
+        else:
+            found[part] = base / name
+    return found
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not _is_clutter(path.name))
+    """Folders that mean something; none where `root` is missing, as a host's part of a channel may be."""
+    return [path for path in _listed(root) if path.is_dir()]
+
+
+def _listed(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if not _is_clutter(path.name)) if root.is_dir() else []
 
 
 def _is_clutter(name: str) -> bool:
@@ -167,6 +208,8 @@ def list_photos(channels: Channels, folder_names: Iterable[str] | None = None) -
         for role, root in (("validation", channels.validation), ("test", channels.test))
         if root is not None
     }
+    for root in filter(None, (channels.training, channels.validation, channels.test)):
+        _warn_of_loose_photos(root)
     folders = _folders(channels.training)
     return PhotoSets(
         class_names=class_names,
@@ -174,6 +217,13 @@ def list_photos(channels: Channels, folder_names: Iterable[str] | None = None) -
         validation=photos.get("validation", ()),
         test=photos.get("test", ()),
     )
+
+
+def _warn_of_loose_photos(root: Path) -> None:
+    loose = [path for path in _listed(root) if path.suffix.lower() in _LISTED]
+    if loose:
+        text = f"{len(loose)} photo(s) in {root} lie in no class folder and are not used, such as {loose[0].name}"
+        print(f"warning: {text}", flush=True)
 
 
 def without(sets: PhotoSets, unreadable: Container[Path]) -> PhotoSets:
@@ -252,12 +302,7 @@ def _other_channel(role: str, root: Path, labels: Mapping[str, int]) -> tuple[Ph
             f"channel {role!r} has {len(unknown)} class folder(s) that training does not have "
             f"({', '.join(unknown[:8])}) in {root}; use the same class folders in both"
         )
-    photos = _photos(folders, [label for label in found if label is not None])
-    if not photos:
-        raise DataError(
-            f"channel {role!r} holds no photos in {root}; expected JPEG, PNG or WebP files in class folders"
-        )
-    return photos
+    return _photos(folders, [label for label in found if label is not None])
 
 
 def _unnumbered(name: str) -> str:
@@ -270,8 +315,6 @@ def split_validation(sets: PhotoSets, *, seed: int) -> PhotoSets:
 
     Drawn from class and file names, so that every host and every later run agrees. A class of one photo keeps it.
     """
-    if sets.validation:
-        return sets
     by_label: dict[int, list[Photo]] = {}
     for photo in sets.training:
         by_label.setdefault(photo.label, []).append(photo)

@@ -39,7 +39,7 @@ def run_job(paths: SageMakerPaths, config: TrainConfig, world: World = ALONE) ->
     if world.size == 1:  # Those of several are told by who starts them.
         keep_to_quota()
     timeline = Timeline()
-    channels = find_channels(paths)
+    channels = find_channels(paths, gather=world.gather)
     with timeline.phase("looking at the photos"):
         sets, findings = open_photo_sets(channels, seed=config.seed, world=world)
         if world.leads:

@@ -91,6 +91,7 @@ def open_photo_sets(channels: Channels, *, seed: int, world: World) -> tuple[Job
     """
     names = {name for part in world.gather(class_folder_names(channels)) for name in part}
     listed = list_photos(channels, names)
+    given = _given(channels, listed, world)
     facts = _look(listed, world)
     readable = _with_digests(without(listed, {path for path, fact in facts.items() if fact.fault}), facts)
     for path, fact in facts.items():
@@ -102,9 +103,22 @@ def open_photo_sets(channels: Channels, *, seed: int, world: World) -> tuple[Job
         for role, found in zip(ROLES, counts, strict=True)
         if any(a for a, _ in found) and not any(b for _, b in found)
     }
-    sets = _with_shards(split_validation(readable, seed=seed), world)
+    sets = _with_shards(readable if "validation" in given else split_validation(readable, seed=seed), world)
     sets = replace(sets, unreadable=frozenset(lost))
     return sets, _findings(sets, facts)
+
+
+def _given(channels: Channels, listed: PhotoSets, world: World) -> list[str]:
+    """Roles that have a channel. Raises DataError for one beside training that has no photo, on any host."""
+    hosts = world.gather({role: (getattr(channels, role), len(of_role(listed, role))) for role in ROLES})
+    given = [role for role in ROLES if any(host[role][0] for host in hosts)]
+    for role in given[1:]:
+        if not any(host[role][1] for host in hosts):
+            root = next(host[role][0] for host in hosts if host[role][0])
+            raise DataError(
+                f"channel {role!r} holds no photos in {root}; expected JPEG, PNG or WebP files in class folders"
+            )
+    return given
 
 
 def check_photo_sets(sets: JobSets) -> None:

@@ -236,6 +236,33 @@ def test_a2_20_hosts_with_parts_of_their_own_answer_for_all_photos(tmp_path: Pat
     assert report["metrics"]["int8:accuracy"] == pytest.approx(right / 13)
 
 
+def test_a2_20_a_host_without_validation_photos_trains_with_one_that_has_them(tmp_path: Path) -> None:
+    """Of one channel with train/ beside valid/, the second host's part has train/ alone."""
+    trees = [tree(tmp_path / host, host, HOSTS) for host in HOSTS]
+    for paths, parts in zip(trees, ({"train": 8, "valid": 5}, {"train": 6}), strict=True):
+        shutil.rmtree(paths.channel("training"))
+        for part, count in parts.items():
+            write_digits(paths.channel("training") / part, per_class=count, skip=20 * (part == "valid"))
+    running = [start_train(paths.base, *arguments(QUICK)) for paths in trees]
+    outputs = [process.communicate(timeout=280)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0], outputs
+    assert_valid(trees[0])
+    assert load_manifest(trees[0].model).class_names == ("0", "1", "2")
+    report = json.loads((trees[0].output_data / "report.json").read_text())
+    assert [sum(row) for row in report["confusion"]] == [5, 5, 5]
+
+
+def test_a_channel_without_photos_on_any_host_is_named_on_both(tmp_path: Path) -> None:
+    trees = [tree(tmp_path / host, host, HOSTS) for host in HOSTS]
+    for paths in trees:
+        (paths.channel("validation") / "1").mkdir(parents=True)
+    running = [start_train(paths.base, *arguments(QUICK)) for paths in trees]
+    outputs = [process.communicate(timeout=280)[0] for process in running]
+    assert [process.returncode for process in running] == [1, 1], outputs
+    for paths in trees:
+        assert paths.failure.read_text().startswith("channel 'validation' holds no photos in"), outputs
+
+
 def test_an_error_on_one_host_is_in_both_failure_files(tmp_path: Path) -> None:
     trees = [tree(tmp_path / host, host, HOSTS) for host in HOSTS]
     trees[1].channel("pretrained").mkdir()

@@ -22,7 +22,7 @@ def counts(folder: Path) -> dict[str, int]:
 
 
 def test_the_parts_of_a_published_set_are_put_together(tmp_path: Path) -> None:
-    for part, count in (("train", 4), ("val", 2)):
+    for part, count in (("train", 4), ("val", 2), ("annotations", 1)):
         for name in ("ants", "bees"):
             fill(tmp_path / part / name, count)
     assert counts(tmp_path) == {"ants": 6, "bees": 6}

@@ -14,6 +14,7 @@ from container.errors import DataError
 from tests.support import encoded, picture
 from train.channels import (
     Channels,
+    Contents,
     Photo,
     check_classes,
     check_validation,
@@ -81,6 +82,57 @@ def test_classes_named_like_channels_stay_classes(paths: SageMakerPaths) -> None
     assert find_channels(paths) == Channels(training=paths.channel("training"))
 
 
+def test_folders_beside_the_three_are_not_used(paths: SageMakerPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    """Kaggle's sets have "images to test" there, others annotations."""
+    root = paths.channel("training")
+    for name in ("train", "val", "images to test"):
+        fill(root / name, cats=1, dogs=1)
+    assert find_channels(paths) == Channels(training=root / "train", validation=root / "val")
+    assert "warning: the folder 'images to test' in" in capsys.readouterr().out
+
+
+def test_classes_beside_others_that_are_named_like_channels_stay_classes(paths: SageMakerPaths) -> None:
+    fill(paths.channel("training"), train=1, test=1, bus=1)
+    assert find_channels(paths) == Channels(training=paths.channel("training"))
+
+
+def test_two_folders_of_one_part_are_refused(paths: SageMakerPaths) -> None:
+    for name in ("train", "val", "valid"):
+        fill(paths.channel("training") / name, cats=1, dogs=1)
+    with pytest.raises(DataError, match=r"folders 'val' and 'valid' in .* both mean validation; keep one"):
+        find_channels(paths)
+
+
+@pytest.mark.parametrize("nested", ["", "dogImages"])
+def test_a2_20_hosts_with_parts_of_the_photos_find_the_same_channels(tmp_path: Path, nested: str) -> None:
+    first, second, third = hosts = [SageMakerPaths(tmp_path / name) for name in ("first", "second", "third")]
+    for host, names in ((first, ("train", "valid")), (second, ("train",)), (third, ("valid", "test"))):
+        host.channel("training").mkdir(parents=True)
+        for name in names:
+            fill(host.channel("training") / nested / name, cats=1, dogs=1)
+    seen: list[tuple[Contents, Contents]] = []
+
+    def gather(own: tuple[Contents, Contents]) -> list[tuple[Contents, Contents]]:
+        seen.append(own)
+        return seen
+
+    for host in hosts:
+        find_channels(host, gather=gather)
+    for host in hosts:
+        root = host.channel("training") / nested
+        found = find_channels(host, gather=gather)
+        assert found == Channels(training=root / "train", validation=root / "valid", test=root / "test")
+    assert list_photos(found, ["cats", "dogs"]).training == (), "the third host has none"
+
+
+def test_photos_in_no_class_folder_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(tmp_path, cats=1, dogs=1)
+    for name in ("1.jpg", "2.jpg", "notes.txt"):
+        (tmp_path / name).write_bytes(PHOTO)
+    assert len(list_photos(Channels(training=tmp_path)).training) == 2
+    assert "warning: 2 photo(s) in" in capsys.readouterr().out
+
+
 def test_a_channel_beside_the_three_folders_wins(paths: SageMakerPaths) -> None:
     for name in ("train", "valid"):
         fill(paths.channel("training") / name, cats=1, dogs=1)
@@ -112,10 +164,11 @@ def test_two_names_of_one_channel_are_refused(paths: SageMakerPaths) -> None:
         find_channels(paths)
 
 
-def test_a_configured_channel_without_a_folder_is_named(paths: SageMakerPaths) -> None:
+def test_a_configured_channel_without_a_folder_is_an_empty_one(paths: SageMakerPaths) -> None:
+    """A host's part of a channel may hold nothing."""
     configure(paths, training="File")
-    with pytest.raises(DataError, match="no folder"):
-        find_channels(paths)
+    with pytest.raises(DataError, match=r"holds 0 class folder\(s\) \(none\) in .*training"):
+        list_photos(find_channels(paths))
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"training": 1}'])
