@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from container.artifact import MANIFEST, discard_artifact
+from container.artifact import MANIFEST, discard_artifact, discard_incomplete
 from container.contract import SageMakerPaths
 from container.errors import ConfigError, TrainingError, UserError
 from train import toolkit
@@ -70,8 +70,6 @@ def run_hosts(paths: SageMakerPaths, config: TrainConfig, arguments: Sequence[st
     from train.run import run_job
 
     topology = Topology.read(paths.resource_config, processes=processes_of(config))
-    if not topology.leads:  # SageMaker merges the hosts' model folders: an earlier run's would mix with the new one.
-        discard_artifact(paths.model)
     if topology.world_size == 1:
         run_job(paths, config)
     else:
@@ -113,6 +111,11 @@ def _prepare(paths: SageMakerPaths) -> None:
         raise UserError(
             "no temporary folder can be written to; beside a read-only root, mount one with --tmpfs /tmp"
         ) from error
+    if paths.resource_config.exists():
+        # SageMaker merges the hosts' model folders, and keeps what a stopped job has there: an earlier job's artifact
+        # would mix with this one's, or pass for it. On one's own machine the last model stays until there is another.
+        discard_artifact(paths.model)
+        discard_incomplete(paths.model)
     discard_results(paths.output_data)
     paths.failure.unlink(missing_ok=True)
     (paths.output / "success").unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from container.artifact import MANIFEST, load_manifest, verify_files
+from container.artifact import MANIFEST, WEIGHTS, load_manifest, verify_files
 from container.contract import FAILURE_MAX_CHARS, METRICS, SageMakerPaths
 from container.errors import ArtifactError
 from tests.support import wait_until
@@ -270,6 +270,30 @@ def test_a3_32_stopped_before_there_is_anything_to_save(paths: SageMakerPaths, n
     assert process.returncode == 128 + number, output
     assert paths.failure.read_text() == "stopped by a signal before there was anything to save"
     assert not (paths.model / MANIFEST).exists()
+
+
+@pytest.mark.parametrize(("on_sagemaker", "left"), [(True, []), (False, [MANIFEST, WEIGHTS])])
+def test_a3_32_a_stopped_job_does_not_leave_an_earlier_ones_artifact_for_its_own(
+    paths: SageMakerPaths, on_sagemaker: bool, left: list[str]
+) -> None:
+    """SageMaker uploads what lies in the model folder; on one's own machine the last model is not to be lost."""
+    if on_sagemaker:
+        write_config(paths, {}, ["training"])
+    paths.model.mkdir()
+    for name in (MANIFEST, WEIGHTS):
+        (paths.model / name).write_text("of an earlier job")
+    staged = paths.model / ".incomplete-old"
+    staged.mkdir()
+
+    def prepared() -> bool | None:
+        return (not staged.exists() if on_sagemaker else paths.output_data.exists()) or None
+
+    with start_train(paths.base, *arguments({**SMALL, "epochs": "500"})) as process:
+        wait_until(prepared, timeout_s=60, what="the start of training")
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    assert sorted(path.name for path in paths.model.iterdir() if path != staged) == left
 
 
 def test_a3_32_stopped_in_the_middle_the_best_weights_are_saved(paths: SageMakerPaths) -> None:
