@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -45,7 +46,8 @@ def write_whole(folder: Path, name: str, content: Checkpoint) -> bool:
 
     Where it cannot be written that is a warning: nobody wants to lose the job for it.
     """
-    staged = folder / f".checkpoint-{os.getpid()}.tmp"
+    # Jobs may share the folder, and every container's first process has the same number.
+    staged = folder / f".{name}-{secrets.token_hex(8)}.tmp"
     # safetensors refuses tensors that share memory or have gaps.
     tensors = {key: value.detach().cpu().clone().contiguous() for key, value in content.tensors.items()}
     try:
@@ -69,6 +71,7 @@ def write_whole(folder: Path, name: str, content: Checkpoint) -> bool:
 
 def load_newest(folder: Path, *, fingerprint: str) -> Checkpoint | None:
     """The newest checkpoint of this job that is whole; says which it passes over, and removes them."""
+    discard_staged(folder, f"checkpoint-*-{fingerprint}")
     own = _newest_first(folder, fingerprint)
     others = sum(bool(_NAME.fullmatch(path.name)) for path in folder.iterdir()) - len(own)
     if others:
@@ -86,9 +89,9 @@ def load_newest(folder: Path, *, fingerprint: str) -> Checkpoint | None:
     return None
 
 
-def discard_staged(folder: Path) -> None:
-    """Remove what a killed run left half-written."""
-    for path in folder.glob(".checkpoint-*.tmp"):
+def discard_staged(folder: Path, names: str) -> None:
+    """Remove what a killed run left half-written under names of that pattern: this job's own, not those of others."""
+    for path in folder.glob(f".{names}-*.tmp"):
         path.unlink(missing_ok=True)
 
 

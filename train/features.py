@@ -21,7 +21,7 @@ from torchvision.models.resnet import ResNet
 
 from container.preprocessing import Preprocessing
 from train.channels import Photo
-from train.checkpoint import Checkpoint, read_whole, write_whole
+from train.checkpoint import Checkpoint, discard_staged, read_whole, write_whole
 from train.data import EvaluationPhotos, Normaliser, evaluation_loader
 from train.distributed import ALONE, World
 from train.engine import session
@@ -145,6 +145,7 @@ def _take(folder: Path, name: str) -> list[list[Features]]:
 
     Other jobs' files are left alone, as their checkpoints are: jobs may share the folder, and run at the same time.
     """
+    discard_staged(folder, name)
     rounds: list[list[Features]] = []
     while found := _read(folder, f"{name}-{len(rounds):05}"):
         rounds.append(found)

@@ -16,7 +16,6 @@ from container.contract import SageMakerPaths
 from container.memory import keep_freed_memory
 from container.preprocessing import Preprocessing
 from train.channels import Channels, find_channels
-from train.checkpoint import discard_staged
 from train.config import TrainConfig
 from train.data import Normaliser, TrainingBatches, TrainingPhotos, training_loader
 from train.distributed import ALONE, World
@@ -96,9 +95,6 @@ def announce(job: Job) -> None:
 def train_network(model: ResNet, job: Job) -> Outcome:
     """Follow the strategy."""
     weights = class_weights(job.sets.class_counts(), balanced=job.config.class_weights)
-    if job.world.leads:
-        for folder in filter(None, {job.checkpoints, job.shelf}):
-            discard_staged(folder)
     if job.config.plan == "head":
         if job.config.profile:
             job.world.say("warning: profile=true traces steps of all layers, and strategy=head has none")

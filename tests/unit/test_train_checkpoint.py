@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from container.preprocessing import Preprocessing
 from tests.resnets import one_thread
 from tests.training import write_digits
 from train.channels import Channels, list_photos, split_validation
-from train.checkpoint import Checkpoint, discard_staged, load_newest, save_checkpoint
+from train.checkpoint import Checkpoint, load_newest, save_checkpoint
 from train.config import TrainConfig
 from train.distributed import ALONE
 from train.entrypoint import _prepare, processes_for
@@ -258,11 +259,31 @@ def test_only_the_last_few_checkpoints_are_kept_and_leftovers_go(tmp_path: Path)
     newest = load_newest(tmp_path, fingerprint="f")
     assert newest is not None
     assert newest.tensors["x"].item() == 4
-    (tmp_path / ".checkpoint-1.tmp").write_bytes(b"half")
+    own, others = (tmp_path / f".checkpoint-000000005-{job}-0123.tmp" for job in ("f", "g"))
+    for staged in (own, others):
+        staged.write_bytes(b"half")
     (tmp_path / "checkpoint-000000009-f-0123456789abcdef.safetensors").write_bytes(b"")
-    discard_staged(tmp_path)
-    assert not list(tmp_path.glob(".*"))
     assert load_newest(tmp_path, fingerprint="f") is not None
+    assert not own.exists()
+    assert others.exists(), "another job may be writing it"
+
+
+def test_jobs_of_one_process_number_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As containers do, where each is process 1."""
+
+    def save(fingerprint: str) -> None:
+        for step in range(30):
+            content = Checkpoint(tensors={"x": torch.full((200_000,), step)}, figures={})
+            save_checkpoint(tmp_path, step, content, fingerprint=fingerprint)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(save, "fgh"))
+    assert "warning" not in capsys.readouterr().out
+    for fingerprint in "fgh":
+        newest = load_newest(tmp_path, fingerprint=fingerprint)
+        assert newest is not None
+        assert newest.tensors["x"].tolist() == [29] * 200_000
+    assert len(list(tmp_path.iterdir())) == 9
 
 
 def test_damaged_checkpoints_of_higher_steps_do_not_cost_those_to_come(tmp_path: Path) -> None:
