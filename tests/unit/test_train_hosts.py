@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from container.contract import SageMakerPaths
 from container.errors import ConfigError, TrainingError, UserError
@@ -32,6 +33,8 @@ from train.topology import Topology, network_environment, thread_environment
 from train.workers import usable_cores
 
 HOSTS = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
+# What gloo says in a collective whose peer has ended.
+LOST = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545] Connection closed by peer [10.0.0.2]:9")
 
 
 def write(path: Path, value: object) -> Path:
@@ -247,8 +250,7 @@ def test_two_trainings_in_one_network_are_a_sentence() -> None:
 
 
 def test_the_first_failure_is_the_one_that_counts(tmp_path: Path) -> None:
-    lost = RuntimeError("connection closed by peer")
-    leave_word(tmp_path, 0, Casualty.of(lost, place="rank 0"))
+    leave_word(tmp_path, 0, Casualty.of(LOST, place="rank 0"))
     leave_word(tmp_path, 1, Casualty.of(ConfigError("a mistake"), place="rank 1"))
     leave_word(tmp_path, 2, Casualty.of(ValueError("later"), place="rank 2"))
     assert isinstance(failure_of(tmp_path, 1).error(), UserError)
@@ -266,13 +268,35 @@ def test_those_whom_torchrun_ends_beside_a_failed_process_were_not_asked_to_stop
 
 
 def test_a_process_that_was_killed_is_named_rather_than_those_that_missed_it(tmp_path: Path) -> None:
-    lost = Casualty.of(RuntimeError("connection closed by peer"), place="rank 0, host a")
+    lost = Casualty.of(LOST, place="rank 0, host a")
     for rank in (0, 1):
         (tmp_path / f"pid-{rank}").touch()
     leave_word(tmp_path, 0, lost)
     assert "the training process of rank 1 ended without a word" in failure_of(tmp_path, 1).message
     leave_word(tmp_path, 1, dataclasses.replace(lost, time=lost.time + 1))
-    assert failure_of(tmp_path, 1).message == "RuntimeError: connection closed by peer (rank 0, host a)"
+    assert failure_of(tmp_path, 1).message == f"RuntimeError: {LOST} (rank 0, host a)"
+
+
+@pytest.mark.parametrize(
+    ("error", "wake"),
+    [
+        (LOST, True),
+        (RuntimeError("Operation timed out!"), True),
+        (RuntimeError("NCCL communicator was aborted on rank 0."), True),
+        (dist.DistBackendError("a collective was aborted"), True),
+        (dist.DistNetworkError("the store has gone"), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), False),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied (8x512 and 2048x3)"), False),
+    ],
+)
+def test_only_an_error_of_a_collective_may_be_anothers_fault(tmp_path: Path, error: Exception, wake: bool) -> None:
+    """A process that waits in a GPU's kernel runs no handler of signals: torchrun ends it without a word."""
+    for rank in (0, 1):
+        (tmp_path / f"pid-{rank}").touch()
+    leave_word(tmp_path, 1, Casualty.of(error, place="rank 1"))
+    blamed = "the training process of rank 0 ended without a word" if wake else f"{type(error).__name__}: {error}"
+    assert failure_of(tmp_path, 1).message.startswith(blamed)
 
 
 @pytest.mark.parametrize("devices", [[], ["uverbs0"]])
