@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import signal
 import socket
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -17,6 +21,7 @@ from container.contract import SageMakerPaths
 from container.errors import ConfigError, TrainingError, UserError
 from container.preprocessing import Preprocessing
 from tests.support import free_port, wait_until
+from train import hostlink
 from train.casualty import Casualty, first_of, leave_word
 from train.channels import PhotoSets
 from train.config import TrainConfig
@@ -28,7 +33,7 @@ from train.launch import failure_of
 from train.model import build_resnet
 from train.recipe import MovingAverage, build_optimizer, class_weights
 from train.sets import JobSets
-from train.stop import Stopped
+from train.stop import STOP, Stopped
 from train.topology import Topology, network_environment, thread_environment
 from train.workers import usable_cores
 
@@ -203,6 +208,33 @@ def test_a_host_that_vanishes_is_named() -> None:
 def test_a5_50_missing_hosts_are_named_to_those_that_came() -> None:
     found = together(HOSTS[:2], wait_s=2)
     assert all("127.0.0.3" in str(found[host]) for host in HOSTS[:2]), found
+
+
+def test_a_host_that_is_there_early_waits_as_long_as_the_leader_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The leader's own time may have begun when ours is nearly over."""
+    monkeypatch.setattr(hostlink, "_GRACE_S", 0)
+    topology = Topology(hosts=HOSTS, current=HOSTS[1], processes=1)
+    with socket.create_server(("", 0)) as leader:
+        begun = time.monotonic()
+        with pytest.raises(TrainingError, match=r"host 127\.0\.0\.1 answers, but did not say within 3 s whether"):
+            hostlink._call(topology, begun + 2, wait_s=3, port=leader.getsockname()[1])
+    assert time.monotonic() - begun >= 3
+
+
+def test_hosts_are_stopped_together_while_they_gather(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The leader's signal may come first: it has not gone away for an unknown reason."""
+    port = free_port()
+
+    def named() -> bool:
+        found = psutil.Process().net_connections("tcp")
+        return any((one.laddr.port, one.status) == (port, psutil.CONN_ESTABLISHED) for one in found)
+
+    with ThreadPoolExecutor() as pool:
+        topologies = [Topology(hosts=HOSTS, current=host, processes=1) for host in HOSTS[:2]]
+        ends = [pool.submit(meet, topology, wait_s=60, port=port) for topology in topologies]
+        wait_until(named, timeout_s=30, what="the leader to take the call")
+        monkeypatch.setattr(STOP, "signal", signal.SIGTERM)
+        assert [type(end.exception(timeout=30)) for end in ends] == [Stopped, Stopped]
 
 
 def test_hosts_that_finish_do_not_fail_each_other() -> None:
