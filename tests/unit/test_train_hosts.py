@@ -331,6 +331,11 @@ def test_only_an_error_of_a_collective_may_be_anothers_fault(tmp_path: Path, err
     assert failure_of(tmp_path, 1).message.startswith(blamed)
 
 
+def test_processes_that_never_started_were_not_killed(tmp_path: Path) -> None:
+    message = "torchrun could not start the training processes (it ended with 1); the log says why"
+    assert failure_of(tmp_path, 1).message == message
+
+
 @pytest.mark.parametrize("devices", [[], ["uverbs0"]])
 def test_a5_48_efa_is_asked_for_only_where_it_is(tmp_path: Path, devices: list[str]) -> None:
     for name in devices:
