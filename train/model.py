@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError  # noqa: TID251 - torch.load's error; nothing is unpickled with it
 from typing import Final
 
 import torch
@@ -100,7 +101,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises UnpicklingError, RuntimeError, EOFError, KeyError and others.
+    except UnpicklingError as error:  # torch's message tells how to load it unsafely.
+        raise WeightsError(
+            f"{path} holds a whole model or other pickled objects, which are not loaded because they can run code, or "
+            "no weights at all; save a state dict with torch.save(model.state_dict(), path)"
+        ) from error
+    except Exception as error:  # torch.load raises RuntimeError, EOFError, KeyError and others.
         raise WeightsError(
             f"{path} cannot be read as a state dict ({type(error).__name__}: {str(error)[:200]}); "
             "save one with torch.save(model.state_dict(), path) or as safetensors"
