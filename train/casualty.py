@@ -16,6 +16,8 @@ from typing import Any, Final
 from container.errors import KennelError, TrainingError, UserError
 from train.stop import Stopped
 
+# gloo names its source file in all that it says; torch says the last where a collective takes too long.
+_OF_COLLECTIVES: Final = ("gloo/", "NCCL", "Operation timed out")
 _KINDS: Final[dict[str, type[BaseException]]] = {"stopped": Stopped, "user": UserError, "other": TrainingError}
 
 
@@ -38,9 +40,8 @@ class Casualty:
             message=message if kind != "other" else f"{message} ({place})",
             kind=kind,
             time=time.time(),
-            # gloo raises RuntimeError itself where a connection is lost, NCCL a DistError, which is one too; and where
-            # one process ends, torchrun sends SIGTERM to those beside it.
-            wake=(isinstance(error, Stopped) and not asked) or (not known and isinstance(error, RuntimeError)),
+            # Where one process ends, torchrun sends SIGTERM to those beside it.
+            wake=(isinstance(error, Stopped) and not asked) or _of_a_collective(error),
         )
 
     def error(self) -> BaseException:
@@ -48,6 +49,14 @@ class Casualty:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _of_a_collective(error: BaseException) -> bool:
+    """Whether it may be another process that failed. gloo raises RuntimeError itself, as many others do."""
+    from torch.distributed import DistError  # torch takes seconds to import.
+
+    said = type(error) is RuntimeError and any(words in str(error) for words in _OF_COLLECTIVES)
+    return said or isinstance(error, DistError)
 
 
 def first_of(found: Iterable[Casualty]) -> Casualty | None:

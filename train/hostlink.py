@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from container.errors import TrainingError
 from train.casualty import Casualty, first_of
-from train.stop import STOP
+from train.stop import STOP, Stopped
 from train.topology import Topology
 
 PORT: Final = 7776
@@ -27,6 +27,7 @@ _LINE_BYTES: Final = 4096
 # How long a host that is done waits for the others, and one that failed in another's wake for that one's word.
 _END_S: Final = 60
 WORD_S: Final = 10
+_GRACE_S: Final = 30  # for the leader's answer to arrive
 
 
 class HostLink:
@@ -107,7 +108,7 @@ class HostLink:
 
 
 def meet(topology: Topology, *, wait_s: float = DEFAULT_WAIT_S, port: int = PORT) -> HostLink:
-    """Wait until all hosts are there. Raises TrainingError that names those that are not."""
+    """Wait until all hosts are there. Raises TrainingError that names those that are not, or Stopped."""
     deadline = time.monotonic() + wait_s
     if topology.leads:
         return HostLink(topology.current, _gather(topology, deadline, wait_s=wait_s, port=port))
@@ -116,27 +117,34 @@ def meet(topology: Topology, *, wait_s: float = DEFAULT_WAIT_S, port: int = PORT
 
 def _gather(topology: Topology, deadline: float, *, wait_s: float, port: int) -> dict[str, socket.socket]:
     peers: dict[str, socket.socket] = {}
-    with _server(port) as server:
-        server.settimeout(_RETRY_S)
-        while missing := [host for host in topology.hosts[1:] if host not in peers]:
-            STOP.check()
-            if time.monotonic() > deadline:
-                message = _missing(missing, wait_s)
-                for connection in peers.values():
-                    with connection, contextlib.suppress(OSError):
-                        _send(connection, {"failed": message})
-                raise TrainingError(message)
-            with contextlib.suppress(OSError):
-                connection, _ = server.accept()
-                connection.settimeout(5)
-                if (host := _named(connection)) in missing:
-                    peers[host] = connection
-                else:
-                    connection.close()  # No host of this job: something that looks for open ports, say.
+    try:
+        with _server(port) as server:
+            server.settimeout(_RETRY_S)
+            while missing := [host for host in topology.hosts[1:] if host not in peers]:
+                STOP.check()
+                if time.monotonic() > deadline:
+                    raise TrainingError(_missing(missing, wait_s))
+                with contextlib.suppress(OSError):
+                    connection, _ = server.accept()
+                    connection.settimeout(5)
+                    if (host := _named(connection)) in missing:
+                        peers[host] = connection
+                    else:
+                        connection.close()  # No host of this job: something that looks for open ports, say.
+    except (Stopped, TrainingError) as error:
+        _dismiss(peers, Casualty.of(error, place=f"host {topology.current}", asked=True))
+        raise
     for connection in peers.values():
         connection.settimeout(None)
         _send(connection, {"go": True})
     return peers
+
+
+def _dismiss(peers: dict[str, socket.socket], failure: Casualty) -> None:
+    """Tell those that came why there will be no training."""
+    for connection in peers.values():
+        with connection, contextlib.suppress(OSError):
+            _send(connection, {"failed": failure.to_json()})
 
 
 def _call(topology: Topology, deadline: float, *, wait_s: float, port: int) -> socket.socket:
@@ -151,16 +159,20 @@ def _call(topology: Topology, deadline: float, *, wait_s: float, port: int) -> s
         except OSError:  # Names of other hosts are not known at once, either.
             time.sleep(_RETRY_S)
     try:
+        # The leader says when all are there, or who is not: by its own time, which may have begun after ours.
+        connection.settimeout(wait_s + _GRACE_S)
         _send(connection, {"host": topology.current})
-        # The leader answers when all are there, or names those that are not.
-        connection.settimeout(max(1, deadline - time.monotonic()) + 30)
         answer = json.loads(_line(connection))
+    except TimeoutError as error:
+        connection.close()
+        waited = f"within {wait_s + _GRACE_S:g} s whether all hosts are there"
+        raise TrainingError(f"host {leader} answers, but did not say {waited}; its log says why") from error
     except (OSError, ValueError) as error:
         connection.close()
         raise TrainingError(f"host {leader} went away while the hosts gathered; its log says why") from error
     if "failed" in answer:
         connection.close()
-        raise TrainingError(answer["failed"])
+        raise Casualty(**answer["failed"]).error()
     connection.settimeout(None)
     return connection
 

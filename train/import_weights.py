@@ -11,7 +11,7 @@ several with ReLU between them (`fc.0`, `fc.2` or, by name, `fc.fc1`, `fc.fc2`),
 from __future__ import annotations
 
 import sys
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -89,11 +89,21 @@ def _parsed(text: str, kind: type, name: str, option: Option) -> int:
 
 
 def read_class_names(path: Path) -> list[str]:
-    """A name a line; empty lines do not count. Raises ConfigError for fewer than two."""
+    """A name a line; empty lines do not count. Raises ConfigError for fewer than two, or one that is there twice."""
+    lines: dict[str, list[int]] = defaultdict(list)
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+            lines[line.strip()].append(number)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}; it must hold a class name a line") from error
+    lines.pop("", None)
+    for name, numbers in lines.items():
+        if len(numbers) > 1:
+            raise ConfigError(
+                f"{path} holds the class name {name!r} in lines {' and '.join(map(str, numbers))}; each class needs a "
+                "name of its own"
+            )
+    names = list(lines)
     if len(names) < 2:
         raise ConfigError(f"{path} holds {len(names)} class name(s); it needs at least 2, each on a line of its own")
     return names

@@ -47,10 +47,8 @@ def run_processes(topology: Topology, arguments: Sequence[str]) -> None:
 def _torchrun(topology: Topology, arguments: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
     command = [
         *(sys.executable, "-m", "torch.distributed.run"),
-        *("--nnodes", str(len(topology.hosts)), "--node-rank", str(topology.rank)),
-        *("--nproc-per-node", str(topology.processes)),
-        *("--master-addr", "127.0.0.1" if len(topology.hosts) == 1 else topology.hosts[0]),
-        *("--master-port", str(_port(topology)), "--shutdown-timeout", str(_STOP_S)),
+        *("--nnodes", str(len(topology.hosts)), *_rendezvous(topology)),
+        *("--nproc-per-node", str(topology.processes), "--shutdown-timeout", str(_STOP_S)),
         *("-m", "train.worker", *arguments),
     ]
     settings = {**network_environment(topology), **thread_environment(topology)}
@@ -59,9 +57,11 @@ def _torchrun(topology: Topology, arguments: Sequence[str], folder: Path) -> sub
     return subprocess.Popen(command, env=env, start_new_session=True)
 
 
-def _port(topology: Topology) -> int:
-    # Jobs that share one machine must not meet; hosts of one job must.
-    return MASTER_PORT if len(topology.hosts) > 1 else 10_000 + os.getpid() % 20_000
+def _rendezvous(topology: Topology) -> tuple[str, ...]:
+    """Where processes meet. Hosts must know the port; on one, torchrun finds one that no other job there has."""
+    if len(topology.hosts) == 1:
+        return ("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1")
+    return ("--node-rank", str(topology.rank), "--master-addr", topology.hosts[0], "--master-port", str(MASTER_PORT))
 
 
 def _watch(process: subprocess.Popen[bytes], folder: Path, link: HostLink | None) -> None:
@@ -122,6 +122,8 @@ def failure_of(folder: Path, code: int) -> Casualty:
     silent = sorted({int(path.name.partition("-")[2]) for path in folder.glob("pid-*")} - set(found))
     if first is not None and not silent:
         return first
-    who = f"the training process of rank {silent[0]}" if silent else "a training process"
-    message = f"{who} ended without a word (torchrun ended with {code}); killed for want of memory, perhaps?"
+    message = f"torchrun could not start the training processes (it ended with {code}); the log says why"
+    if silent:
+        who = f"the training process of rank {silent[0]}"
+        message = f"{who} ended without a word (torchrun ended with {code}); killed for want of memory, perhaps?"
     return Casualty(message=message, time=time.time())

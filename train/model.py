@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError  # noqa: TID251 - torch.load's error; nothing is unpickled with it
 from typing import Final
 
 import torch
@@ -25,6 +26,8 @@ IMAGE_WEIGHTS: Final = Path("/opt/pretrained")
 _SUFFIXES: Final = (".safetensors", ".pth", ".pt")
 _DOWNLOAD_TIMEOUT_S: Final = 30
 HEAD: Final = "fc."
+# Where a checkpoint keeps the weights beside the rest: Lightning's, PyTorch's tutorial's and torchvision's reference's.
+_NESTED: Final = ("state_dict", "model_state_dict", "model")
 
 
 def build_resnet(architecture: str, num_classes: int) -> ResNet:
@@ -98,17 +101,26 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises UnpicklingError, RuntimeError, EOFError, KeyError and others.
+    except UnpicklingError as error:  # torch's message tells how to load it unsafely.
+        raise WeightsError(
+            f"{path} holds a whole model or other pickled objects, which are not loaded because they can run code, or "
+            "no weights at all; save a state dict with torch.save(model.state_dict(), path)"
+        ) from error
+    except Exception as error:  # torch.load raises RuntimeError, EOFError, KeyError and others.
         raise WeightsError(
             f"{path} cannot be read as a state dict ({type(error).__name__}: {str(error)[:200]}); "
             "save one with torch.save(model.state_dict(), path) or as safetensors"
         ) from error
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if isinstance(state, Mapping):
+        state = next((state[name] for name in _NESTED if _holds_tensors(state.get(name))), state)
+    if not _holds_tensors(state):
         raise WeightsError(f"{path} holds no state dict; save one with torch.save(model.state_dict(), path)")
     # DistributedDataParallel puts "module." before every name.
     return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def _holds_tensors(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(part, Tensor) for part in value.values())
 
 
 def _fill(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:

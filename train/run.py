@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torchvision.models.resnet import ResNet
 
 from container.contract import SageMakerPaths
+from container.errors import TrainingError
 from container.memory import keep_freed_memory
 from container.preprocessing import Preprocessing
 from train.channels import Channels, find_channels
@@ -51,9 +53,26 @@ def run_job(paths: SageMakerPaths, config: TrainConfig, world: World = ALONE) ->
         model = build_model(job, channels)
         job = replace(job, pretrained=weights_digest(model, head=False) if config.pretrained else "")
     announce(job)
-    outcome = train_network(model.to(world.device), job)
-    model.load_state_dict(outcome.state)
-    finish(model, outcome, job)
+    with memory_named(config):
+        outcome = train_network(model.to(world.device), job)
+        model.load_state_dict(outcome.state)
+        finish(model, outcome, job)
+
+
+@contextmanager
+def memory_named(config: TrainConfig) -> Iterator[None]:
+    """Say whose memory did not suffice, and what needs less. Raises TrainingError."""
+    try:
+        yield
+    except RuntimeError as error:
+        of_gpu = isinstance(error, torch.OutOfMemoryError)
+        if not of_gpu and "DefaultCPUAllocator: can't allocate memory" not in str(error):
+            raise
+        raise TrainingError(
+            f"{'the GPU' if of_gpu else 'this machine'} has too little memory for batch_size={config.batch_size} and "
+            f"image_size={config.image_size}: lower one of them, or take an instance with more memory; strategy=head "
+            f"needs less ({str(error).partition(chr(10))[0]})"
+        ) from error
 
 
 def keep_to_quota(env: Mapping[str, str] = os.environ, root: Path = Path("/")) -> None:

@@ -3,10 +3,10 @@
     tune [--trials 20] [--name value …]
 
 Values that are given are the same in every trial; the other tunable ones are searched for. Each trial is a `train` of
-its own in output/data/trials; a trial that falls behind the median is ended early. The search goes on where an
-earlier one in the same folder stopped, and refuses to where that had other values or photos. What frozen layers answer
-is computed once for all trials (of the same batch size). The best trial's artifact and report are left where `train`
-leaves its own.
+its own in output/data/trials; a trial that falls behind the median is ended early. Where two fail alike before any has
+completed, the search ends with their reason. It goes on where an earlier one in the same folder stopped, and refuses to
+where that had other values or photos. What frozen layers answer is computed once for all trials (of the same batch
+size). The best trial's artifact and report are left where `train` leaves its own.
 """
 
 from __future__ import annotations
@@ -87,14 +87,21 @@ def _fixed(given: Mapping[str, Any]) -> dict[str, Any]:
 def search(paths: SageMakerPaths, fixed: Mapping[str, Any], *, trials: int) -> dict[str, Any]:
     """Run trials until that many have ended, and return the best one's description.
 
-    Those of earlier runs count, and those that failed or were ended early.
+    Those of earlier runs count, and those that failed or were ended early. Raises TrainingError where none completes.
     """
     folder = paths.output_data
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with _storage(folder / _DATABASE):
         study = _open_study(folder, {**fixed, "data": _data_digest(paths.data)}, seed=fixed.get("seed", 0))
+        reasons: set[str | None] = set()  # Of this run's failures: what an earlier one met may be mended.
         while _finished(study) < trials and not STOP.requested():
-            _one_trial(study, paths, fixed)
+            reason = _one_trial(study, paths, fixed)
+            if reason and reason in reasons and not _completed(study):
+                raise TrainingError(
+                    "two trials failed with the same sentence before any came to its end, so no more are run; their "
+                    f"logs lie in {folder / 'trials'}: {reason}"
+                )
+            reasons.add(reason)
         return _choose(study, paths)
 
 
@@ -114,13 +121,15 @@ def _storage(database: Path) -> Iterator[None]:
 def _choose(study: optuna.Study, paths: SageMakerPaths) -> dict[str, Any]:
     """Leave the best trial's artifact and the search's description; return the best trial's."""
     folder = paths.output_data
-    if not [trial for trial in study.trials if trial.state == TrialState.COMPLETE]:
+    if not _completed(study):
+        failed = study.get_trials(states=[TrialState.FAIL])
+        last = f"; the last that failed says: {_reason(paths, failed[-1].number)}" if failed else ""
         raise TrainingError(
-            f"no trial came to its end, so there is nothing to choose from; their logs lie in {folder / 'trials'}"
+            f"no trial came to its end, so there is nothing to choose from; their logs lie in {folder / 'trials'}{last}"
         )
     best = {"trial": study.best_trial.number, "value": study.best_value, "hyperparameters": study.best_params}
     (folder / "tuning.json").write_text(json.dumps({"best": best, "trials": _all(study)}, indent=2), encoding="utf-8")
-    _hand_over(SageMakerPaths(folder / "trials" / str(study.best_trial.number)), paths)
+    _hand_over(_trial_paths(paths, study.best_trial.number), paths)
     return best
 
 
@@ -168,6 +177,10 @@ def _finished(study: optuna.Study) -> int:
     return sum(trial.state.is_finished() for trial in study.trials)
 
 
+def _completed(study: optuna.Study) -> bool:
+    return any(trial.state == TrialState.COMPLETE for trial in study.trials)
+
+
 def _all(study: optuna.Study) -> list[dict[str, Any]]:
     def state(trial: optuna.trial.FrozenTrial) -> str:
         return "INTERRUPTED" if trial.state == TrialState.RUNNING else trial.state.name
@@ -188,7 +201,8 @@ def _hand_over(trial: SageMakerPaths, paths: SageMakerPaths) -> None:
     shutil.copytree(trial.output_data, paths.output_data, dirs_exist_ok=True)
 
 
-def _one_trial(study: optuna.Study, paths: SageMakerPaths, fixed: Mapping[str, Any]) -> None:
+def _one_trial(study: optuna.Study, paths: SageMakerPaths, fixed: Mapping[str, Any]) -> str | None:
+    """Run a trial, tell the study what came of it, and return why it failed, if it did."""
     trial = study.ask()
     try:
         values = {**{name: str(value) for name, value in fixed.items()}, **suggest(trial, fixed)}
@@ -200,15 +214,33 @@ def _one_trial(study: optuna.Study, paths: SageMakerPaths, fixed: Mapping[str, A
     print(f"trial {trial.number}: {json.dumps(trial.params)}", flush=True)
     value, pruned = _train(trial, _tree(paths, trial.number), values)
     if STOP.requested():
-        return  # It stays open, and is run again when the search goes on.
+        return None  # It stays open, and is run again when the search goes on.
+    reason = None
     if pruned:
         study.tell(trial, state=TrialState.PRUNED)
+        outcome = "ended early"
     elif value is None:
         study.tell(trial, state=TrialState.FAIL)
+        reason = _reason(paths, trial.number)
+        outcome = f"failed: {reason}"
     else:
         study.tell(trial, value)
-    outcome = "ended early" if pruned else "failed" if value is None else f"{VALIDATION_BEST_ACCURACY.name} {value:.4f}"
+        outcome = f"{VALIDATION_BEST_ACCURACY.name} {value:.4f}"
     print(f"trial {trial.number}: {outcome}", flush=True)
+    return reason
+
+
+def _reason(paths: SageMakerPaths, number: int) -> str:
+    """The first line of a failed trial's failure file, with the channels' paths for the trial's links to them.
+
+    A trial that was killed has no such file. What is said of it names its log, so that no two of these are alike: the
+    next one's batch may fit into memory.
+    """
+    trial = _trial_paths(paths, number)
+    if not trial.failure.is_file():
+        return f"it left no reason; {trial.base / 'log'} ends where it did"
+    text = trial.failure.read_text(encoding="utf-8", errors="replace")
+    return text.partition("\n")[0].replace(str(trial.data), str(paths.data))
 
 
 def suggest(trial: optuna.Trial, fixed: Mapping[str, Any]) -> dict[str, str]:
@@ -228,9 +260,13 @@ def suggest(trial: optuna.Trial, fixed: Mapping[str, Any]) -> dict[str, str]:
     return values
 
 
+def _trial_paths(paths: SageMakerPaths, number: int) -> SageMakerPaths:
+    return SageMakerPaths(paths.output_data / "trials" / str(number))
+
+
 def _tree(paths: SageMakerPaths, number: int) -> SageMakerPaths:
     """A tree of the trial's own: its data are the real channels, its features those of all trials."""
-    tree = SageMakerPaths(paths.output_data / "trials" / str(number))
+    tree = _trial_paths(paths, number)
     shutil.rmtree(tree.base, ignore_errors=True)
     tree.config.mkdir(parents=True)
     tree.data.symlink_to(paths.data)

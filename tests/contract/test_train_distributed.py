@@ -157,6 +157,17 @@ def test_processes_of_one_host_leave_one_artifact(tmp_path: Path) -> None:
     assert [sum(row) for row in confusion] == [3, 3, 3], "of an odd number, every validation photo counts once"
 
 
+def test_jobs_of_containers_that_share_the_machines_network_do_not_meet(tmp_path: Path) -> None:
+    """In its container, each is process 1."""
+    program = ("-c", "import os; os.getpid = lambda: 1; from train.__main__ import run; run()")
+    trees = [tree(tmp_path / name) for name in ("one", "two")]
+    running = [start_train(paths.base, *arguments(TWO), program=program) for paths in trees]
+    outputs = [process.communicate(timeout=280)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0], outputs
+    for paths in trees:
+        assert_valid(paths)
+
+
 @pytest.mark.timeout(900)
 def test_processes_that_were_stopped_go_on_to_the_bits_of_those_that_were_not(tmp_path: Path) -> None:
     words = arguments({**TWO, "epochs": "5", "report": "false"})

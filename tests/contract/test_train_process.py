@@ -132,6 +132,38 @@ def test_a3_30_no_end_but_an_artifact_passes_for_success(paths: SageMakerPaths, 
     assert_failed(paths, code, output, message)
 
 
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        (
+            "raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')",
+            r"the GPU has too little memory for batch_size=16 and image_size=32: .* \(CUDA out of memory\. Tried",
+        ),
+        ("torch.empty(2**50)", "this machine has too little memory for batch_size=16 and .* can't allocate memory"),
+        ("torch.ones(2, 3) @ torch.ones(2, 3)", "RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
+    ],
+)
+def test_too_little_memory_is_a_sentence_and_where_it_was_is_in_the_log(
+    paths: SageMakerPaths, statement: str, message: str
+) -> None:
+    program = textwrap.dedent(
+        f"""
+        import torch
+        import train.run
+
+        def network(*_):
+            {statement}
+
+        train.run.train_network = network
+        from train.__main__ import run
+        run()
+        """
+    )
+    code, output = run_train(paths.base, *arguments(SMALL), program=("-c", program))
+    assert_failed(paths, code, output, message)
+    assert "in network" in output
+
+
 def test_a_signal_does_not_take_the_reason_of_a_failure_away(paths: SageMakerPaths) -> None:
     program = textwrap.dedent(
         """

@@ -221,6 +221,15 @@ def test_trials_share_what_the_frozen_layers_answer(paths: SageMakerPaths) -> No
     assert re.findall(r", (\d+) of them kept from an earlier run", second) == computed
 
 
+def test_tune_says_why_no_trial_can_succeed(paths: SageMakerPaths) -> None:
+    paths.channel("pretrained").mkdir()
+    code, output = run_train(paths.base, *arguments({**QUICK, "pretrained": "true"}), program=("-m", "train.tune"))
+    reason = f"channel 'pretrained' must hold one state dict of resnet18 as .safetensors or .pth in {paths.data}/pretr"
+    assert code == 1, output
+    assert [f"trial {number}: failed: {reason}" in output for number in range(3)] == [True, True, False], output
+    assert f": {reason}" in paths.failure.read_text()
+
+
 def test_tune_refuses_what_train_would(paths: SageMakerPaths) -> None:
     code, output = run_train(paths.base, "--trials", "none", program=("-m", "train.tune"))
     assert (code, "error: option 'trials' is 'none'; expected a whole number" in output) == (1, True)

@@ -5,17 +5,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import signal
 import socket
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
+import torch.distributed as dist
 
 from container.contract import SageMakerPaths
 from container.errors import ConfigError, TrainingError, UserError
 from container.preprocessing import Preprocessing
 from tests.support import free_port, wait_until
+from train import hostlink
 from train.casualty import Casualty, first_of, leave_word
 from train.channels import PhotoSets
 from train.config import TrainConfig
@@ -27,11 +33,13 @@ from train.launch import failure_of
 from train.model import build_resnet
 from train.recipe import MovingAverage, build_optimizer, class_weights
 from train.sets import JobSets
-from train.stop import Stopped
+from train.stop import STOP, Stopped
 from train.topology import Topology, network_environment, thread_environment
 from train.workers import usable_cores
 
 HOSTS = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
+# What gloo says in a collective whose peer has ended.
+LOST = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545] Connection closed by peer [10.0.0.2]:9")
 
 
 def write(path: Path, value: object) -> Path:
@@ -202,6 +210,33 @@ def test_a5_50_missing_hosts_are_named_to_those_that_came() -> None:
     assert all("127.0.0.3" in str(found[host]) for host in HOSTS[:2]), found
 
 
+def test_a_host_that_is_there_early_waits_as_long_as_the_leader_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The leader's own time may have begun when ours is nearly over."""
+    monkeypatch.setattr(hostlink, "_GRACE_S", 0)
+    topology = Topology(hosts=HOSTS, current=HOSTS[1], processes=1)
+    with socket.create_server(("", 0)) as leader:
+        begun = time.monotonic()
+        with pytest.raises(TrainingError, match=r"host 127\.0\.0\.1 answers, but did not say within 3 s whether"):
+            hostlink._call(topology, begun + 2, wait_s=3, port=leader.getsockname()[1])
+    assert time.monotonic() - begun >= 3
+
+
+def test_hosts_are_stopped_together_while_they_gather(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The leader's signal may come first: it has not gone away for an unknown reason."""
+    port = free_port()
+
+    def named() -> bool:
+        found = psutil.Process().net_connections("tcp")
+        return any((one.laddr.port, one.status) == (port, psutil.CONN_ESTABLISHED) for one in found)
+
+    with ThreadPoolExecutor() as pool:
+        topologies = [Topology(hosts=HOSTS, current=host, processes=1) for host in HOSTS[:2]]
+        ends = [pool.submit(meet, topology, wait_s=60, port=port) for topology in topologies]
+        wait_until(named, timeout_s=30, what="the leader to take the call")
+        monkeypatch.setattr(STOP, "signal", signal.SIGTERM)
+        assert [type(end.exception(timeout=30)) for end in ends] == [Stopped, Stopped]
+
+
 def test_hosts_that_finish_do_not_fail_each_other() -> None:
     found = links(together(HOSTS))
     threads = [threading.Thread(target=link.settle, args=(None,)) for link in found]
@@ -247,8 +282,7 @@ def test_two_trainings_in_one_network_are_a_sentence() -> None:
 
 
 def test_the_first_failure_is_the_one_that_counts(tmp_path: Path) -> None:
-    lost = RuntimeError("connection closed by peer")
-    leave_word(tmp_path, 0, Casualty.of(lost, place="rank 0"))
+    leave_word(tmp_path, 0, Casualty.of(LOST, place="rank 0"))
     leave_word(tmp_path, 1, Casualty.of(ConfigError("a mistake"), place="rank 1"))
     leave_word(tmp_path, 2, Casualty.of(ValueError("later"), place="rank 2"))
     assert isinstance(failure_of(tmp_path, 1).error(), UserError)
@@ -266,13 +300,40 @@ def test_those_whom_torchrun_ends_beside_a_failed_process_were_not_asked_to_stop
 
 
 def test_a_process_that_was_killed_is_named_rather_than_those_that_missed_it(tmp_path: Path) -> None:
-    lost = Casualty.of(RuntimeError("connection closed by peer"), place="rank 0, host a")
+    lost = Casualty.of(LOST, place="rank 0, host a")
     for rank in (0, 1):
         (tmp_path / f"pid-{rank}").touch()
     leave_word(tmp_path, 0, lost)
     assert "the training process of rank 1 ended without a word" in failure_of(tmp_path, 1).message
     leave_word(tmp_path, 1, dataclasses.replace(lost, time=lost.time + 1))
-    assert failure_of(tmp_path, 1).message == "RuntimeError: connection closed by peer (rank 0, host a)"
+    assert failure_of(tmp_path, 1).message == f"RuntimeError: {LOST} (rank 0, host a)"
+
+
+@pytest.mark.parametrize(
+    ("error", "wake"),
+    [
+        (LOST, True),
+        (RuntimeError("Operation timed out!"), True),
+        (RuntimeError("NCCL communicator was aborted on rank 0."), True),
+        (dist.DistBackendError("a collective was aborted"), True),
+        (dist.DistNetworkError("the store has gone"), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), False),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied (8x512 and 2048x3)"), False),
+    ],
+)
+def test_only_an_error_of_a_collective_may_be_anothers_fault(tmp_path: Path, error: Exception, wake: bool) -> None:
+    """A process that waits in a GPU's kernel runs no handler of signals: torchrun ends it without a word."""
+    for rank in (0, 1):
+        (tmp_path / f"pid-{rank}").touch()
+    leave_word(tmp_path, 1, Casualty.of(error, place="rank 1"))
+    blamed = "the training process of rank 0 ended without a word" if wake else f"{type(error).__name__}: {error}"
+    assert failure_of(tmp_path, 1).message.startswith(blamed)
+
+
+def test_processes_that_never_started_were_not_killed(tmp_path: Path) -> None:
+    message = "torchrun could not start the training processes (it ended with 1); the log says why"
+    assert failure_of(tmp_path, 1).message == message
 
 
 @pytest.mark.parametrize("devices", [[], ["uverbs0"]])

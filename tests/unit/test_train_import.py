@@ -99,6 +99,22 @@ def test_one_class_name_is_refused_as_serving_would(tmp_path: Path, capsys: pyte
     assert not (tmp_path / "model").exists()
 
 
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
+    """Notepad and PowerShell begin a text with one."""
+    words = files(tmp_path, build_resnet("resnet18", 2).state_dict(), 2)
+    (tmp_path / "classes.txt").write_text("ants\nbees\n", encoding="utf-8-sig")
+    assert main(words) == 0
+    assert load_manifest(tmp_path / "model").class_names == ("ants", "bees")
+
+
+def test_a_name_that_is_given_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = files(tmp_path, build_resnet("resnet18", 5).state_dict(), 5)
+    (tmp_path / "classes.txt").write_text("wasps\n\nbees\nants\n bees\nants\n")
+    assert main(words) == 1
+    assert "classes.txt holds the class name 'bees' in lines 3 and 5; each class" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
 def test_a_wrong_number_of_names_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(files(tmp_path, build_resnet("resnet18", 3).state_dict(), 4)) == 1
     assert "answers 3 classes, but 4 names are given" in capsys.readouterr().err

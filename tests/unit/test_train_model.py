@@ -63,13 +63,17 @@ def test_the_graph_takes_any_number_of_photos() -> None:
     np.testing.assert_allclose(together, alone, atol=1e-4)
 
 
-@pytest.mark.parametrize("form", ["weights.safetensors", "resnet18.pth", "nested.pth", "parallel.pth"])
+# Under which name a checkpoint keeps the weights beside the rest.
+NESTED = {"lightning.pth": "state_dict", "tutorial.pth": "model_state_dict", "reference.pth": "model"}
+
+
+@pytest.mark.parametrize("form", ["weights.safetensors", "resnet18.pth", *NESTED, "parallel.pth"])
 def test_pretrained_weights_fill_all_but_the_head(tmp_path: Path, form: str) -> None:
     state = {name: value.contiguous() for name, value in lived_in("resnet18", num_classes=1000).state_dict().items()}
     if form.endswith(".safetensors"):
         save_file(state, tmp_path / form)
-    elif form == "nested.pth":
-        torch.save({"state_dict": state, "epoch": 3}, tmp_path / form)
+    elif form in NESTED:
+        torch.save({NESTED[form]: state, "optimizer": {"state": {}}, "epoch": 3}, tmp_path / form)
     elif form == "parallel.pth":
         torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / form)
     else:
@@ -110,7 +114,7 @@ class Trap:
         return (Path.touch, (Path("trapped"),))  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("content", ["pickle", "garbage", "list"])
+@pytest.mark.parametrize("content", ["pickle", "garbage", "list", "nested list"])
 def test_what_is_no_state_dict_is_refused_and_never_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:
@@ -119,10 +123,22 @@ def test_what_is_no_state_dict_is_refused_and_never_run(
     if content == "garbage":
         path.write_bytes(b"garbage")
     else:
-        torch.save(Trap() if content == "pickle" else [1, 2], path)
+        torch.save({"pickle": Trap(), "list": [1, 2], "nested list": {"model": {"layers": [1, 2]}}}[content], path)
     with pytest.raises(WeightsError, match=r"model\.pth"):
         read_state_dict(path)
     assert not (tmp_path / "trapped").exists()
+
+
+def test_a_whole_model_is_refused_in_a_sentence_of_ours(tmp_path: Path) -> None:
+    """torch's own has several lines with escapes for terminals, and tells how to load it unsafely."""
+    path = tmp_path / "model.pth"
+    torch.save(build_resnet("resnet18", 2), path)
+    with pytest.raises(WeightsError) as raised:
+        read_state_dict(path)
+    assert str(raised.value) == (
+        f"{path} holds a whole model or other pickled objects, which are not loaded because they can run code, or no "
+        "weights at all; save a state dict with torch.save(model.state_dict(), path)"
+    )
 
 
 def test_a_download_that_fails_names_the_three_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import optuna
 import pytest
 
 from container.contract import VALIDATION_ACCURACY, VALIDATION_BEST_ACCURACY, SageMakerPaths
-from container.errors import ConfigError, UserError
+from container.errors import ArtifactError, ConfigError, TrainingError, UserError
 from train.tune import _train, search
 
 
@@ -31,6 +31,77 @@ def test_the_search_is_told_the_figure_that_it_chooses_by(tmp_path: Path, monkey
     trial = study.ask()
     assert _train(trial, SageMakerPaths(tmp_path), {}) == (0.75, False)
     assert study.trials[0].intermediate_values == {1: 0.5, 2: 0.5, 3: 0.75, 4: 0.75}
+
+
+def search_among(folder: Path, *ends: str | float | None) -> None:
+    """Search with a program `train` whose trials end so: with a failure file, an accuracy, or as if killed."""
+    lines = [VALIDATION_BEST_ACCURACY.line(end) if isinstance(end, float) else None for end in ends]
+    (folder / "train.py").write_text(
+        f"""
+import os, sys
+from pathlib import Path
+
+base = Path(os.environ["SAGEMAKER_BASE_DIR"])
+end, line = list(zip({ends!r}, {lines!r}))[int(base.name)]
+if line:
+    print(line)
+elif end:
+    (base / "output").mkdir()
+    (base / "output" / "failure").write_text(end.format(data=base / "input" / "data"))
+sys.exit(not line)
+"""
+    )
+    paths = SageMakerPaths(folder)
+    paths.output_data.mkdir(parents=True, exist_ok=True)
+    search(paths, {}, trials=len(ends))
+
+
+def failures(printed: str) -> list[str]:
+    return [line for line in printed.splitlines() if ": failed" in line]
+
+
+def test_a_search_whose_trials_fail_alike_ends_with_their_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Channels are named by the folders that the user knows, not by a trial's links to them."""
+    monkeypatch.chdir(tmp_path)
+    empty, reason = "{data}/training is empty\n\na traceback", f"{tmp_path}/input/data/training is empty"
+    with pytest.raises(TrainingError, match=rf"^two trials failed with the same sentence .*: {reason}$"):
+        search_among(tmp_path, "another", empty, empty, empty)
+    assert failures(capsys.readouterr().out) == [
+        "trial 0: failed: another",
+        f"trial 1: failed: {reason}",
+        f"trial 2: failed: {reason}",
+    ]
+
+
+def test_a_search_that_ended_so_goes_on_when_it_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its trials met may be mended; the last reason is told at the end."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TrainingError, match=r"^two trials failed with the same sentence"):
+        search_among(tmp_path, "one", "one", "one", "two")
+    with pytest.raises(TrainingError, match=r"^no trial came to its end, .*; the last that failed says: two$"):
+        search_among(tmp_path, "one", "one", "one", "two")
+
+
+def test_trials_may_fail_alike_where_another_has_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArtifactError):  # The one that completed left none to hand over.
+        search_among(tmp_path, 0.5, "one", "one", "one")
+    assert failures(capsys.readouterr().out) == [f"trial {number}: failed: one" for number in (1, 2, 3)]
+
+
+def test_a_trial_that_was_killed_is_named_by_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed for want of memory, say: the next one's batch may be smaller."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TrainingError, match=r"^no trial came to its end, .*/trials/2/log ends"):
+        search_among(tmp_path, None, None, None)
+    log = tmp_path / "output/data/trials/0/log"
+    assert failures(capsys.readouterr().out)[0] == f"trial 0: failed: it left no reason; {log} ends where it did"
 
 
 @pytest.mark.parametrize("content", ["a file", "a folder"])
