@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from container.contract import SageMakerPaths
-from container.errors import ConfigError
+from container.errors import ConfigError, TrainingError
 from container.preprocessing import Preprocessing
 from tests.resnets import one_thread
 from tests.training import write_digits
@@ -95,6 +95,30 @@ def test_the_best_weights_are_kept_rather_than_the_last(tmp_path: Path) -> None:
     assert outcome.found.accuracy == 0.9
     assert torch.equal(outcome.state["fc.weight"], heads[1])
     assert not torch.equal(heads[1], heads[2])
+
+
+def test_an_epoch_without_a_step_that_counts_has_no_figures_and_a_job_of_such_alone_has_no_artifact(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """float16 begins with a scale that is found by skipping steps, and a short job may skip them all."""
+    work = trainer(tmp_path, epochs=4, precision="float16")
+    work.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**90)
+    with pytest.raises(TrainingError, match=r"not a number in any of the 4 step\(s\).*try precision=float32"):
+        work.fit()
+    work = trainer(tmp_path / "more", epochs=4, precision="float16")
+    work.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**90, backoff_factor=2.0**-45)
+    outcome = work.fit()
+    assert [epoch.number for epoch in outcome.epochs] == [3, 4]
+    output = capsys.readouterr().out
+    assert output.count("does not count: no step's gradients were numbers") == 4 + 2
+    assert "nan" not in output
+
+
+def test_weights_whose_answers_are_no_numbers_end_a_job_at_once(tmp_path: Path) -> None:
+    work = trainer(tmp_path, epochs=4, precision="float16")
+    torch.nn.init.constant_(work.model.fc.bias, torch.nan)
+    with pytest.raises(TrainingError, match="not a number in the validation of epoch 1"):
+        Trainer(work.model, work.setting).fit()
 
 
 def test_a_head_alone_ends_where_patience_does_and_is_the_best_of_its_epochs() -> None:
