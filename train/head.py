@@ -18,7 +18,7 @@ from train.model import HEAD
 from train.outcome import Epoch, Outcome
 from train.predictions import Predictions
 from train.progress import print_epoch
-from train.recipe import build_optimizer, not_a_number, rate_factor, set_rates
+from train.recipe import build_optimizer, clip_gradients, not_a_number, rate_factor, set_rates
 from train.stop import STOP
 
 # Before all layers learn, the head has had at least this many steps: passes over kept features cost next to nothing.
@@ -101,6 +101,7 @@ class _HeadFit:
             set_rates(self.optimizer, rate_factor(self.steps, self.total))
             self.optimizer.zero_grad(set_to_none=True)
             losses.mean().backward()  # type: ignore[no-untyped-call]
+            clip_gradients(self.head)
             self.optimizer.step()
             self.steps += 1
             sums += torch.stack([losses.detach().sum(), (logits.detach().argmax(1) == labels).sum()])

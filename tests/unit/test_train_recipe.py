@@ -25,7 +25,7 @@ from train.config import TrainConfig
 from train.data import _random_box
 from train.distributed import ALONE
 from train.features import Features
-from train.head import answers, fit_head
+from train.head import _HeadFit, answers, fit_head
 from train.job import Job
 from train.loop import Trainer
 from train.model import build_resnet
@@ -116,9 +116,10 @@ def test_an_epoch_without_a_step_that_counts_has_no_figures_and_a_job_of_such_al
 
 def test_weights_whose_answers_are_no_numbers_end_a_job_at_once(tmp_path: Path) -> None:
     work = trainer(tmp_path, epochs=4, precision="float16")
-    torch.nn.init.constant_(work.model.fc.bias, torch.nan)
+    model = build_resnet("resnet18", 3)
+    nn.init.constant_(model.fc.bias, torch.nan)
     with pytest.raises(TrainingError, match="not a number in the validation of epoch 1"):
-        Trainer(work.model, work.setting).fit()
+        Trainer(model, work.setting).fit()
 
 
 def test_a_head_alone_ends_where_patience_does_and_is_the_best_of_its_epochs() -> None:
@@ -149,6 +150,13 @@ def test_a_steps_gradients_are_clipped_to_a_norm_of_one(tmp_path: Path) -> None:
     before = norm_of_gradients(small)
     assert clip_gradients(small) == pytest.approx(before)
     assert norm_of_gradients(small) == pytest.approx(before)
+
+
+def test_a_heads_gradients_are_clipped_as_those_of_all_layers_are() -> None:
+    head = nn.Linear(8, 3)
+    features = Features(100 * torch.randn(24, 8), torch.arange(24) % 3)
+    _HeadFit(head, features, CONFIG, weights=torch.ones(3), epochs=1).epoch(1)
+    assert norm_of_gradients(head) == pytest.approx(1, rel=1e-3)
 
 
 def test_a_steps_loss_is_torchs_with_smoothed_labels_and_weighted_classes(tmp_path: Path) -> None:
