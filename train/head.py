@@ -13,7 +13,7 @@ from torchvision.models.resnet import ResNet
 
 from train.config import TrainConfig
 from train.distributed import World
-from train.features import Features
+from train.features import Features, Reading
 from train.model import HEAD
 from train.outcome import Epoch, Outcome
 from train.predictions import Predictions
@@ -39,8 +39,8 @@ def fit_head(
         STOP.hold()
         seconds = time.perf_counter() - started
         found = answers(head, validation)
-        rate = len(training.labels) / seconds
-        epoch = Epoch(number, loss, accuracy, found.loss, found.accuracy, rate, seconds)
+        reading = training.reading if number == 1 else Reading()
+        epoch = _epoch(number, loss, accuracy, found, reading, seconds)
         outcome.record(epoch, lambda: _whole(model, head), found)
         if world.leads:
             print_epoch(epoch, outcome, config=config)
@@ -65,10 +65,9 @@ def warm_up_head(
     found = answers(head, validation)
     seconds = time.perf_counter() - started
     world.say(f"head alone: validation loss {found.loss:.4f}, accuracy {found.accuracy:.4f}; {seconds:.1f} s")
-    rate = epochs * len(training.labels) / seconds
     state = _whole(model, head)
     state |= _first_head(state, world)
-    return Epoch(0, loss, accuracy, found.loss, found.accuracy, rate, seconds), state, found
+    return _epoch(0, loss, accuracy, found, training.reading, seconds), state, found
 
 
 class _HeadFit:
@@ -114,6 +113,13 @@ class _HeadFit:
 @torch.inference_mode()
 def answers(head: nn.Linear, features: Features) -> Predictions:
     return Predictions(head(features.values).numpy(), features.labels.numpy())
+
+
+def _epoch(number: int, loss: float, accuracy: float, found: Predictions, reading: Reading, seconds: float) -> Epoch:
+    """The figures of a pass over the features, and of `reading` the photos where the pass is the first."""
+    seconds += reading.seconds
+    rate, waiting = reading.photos / seconds, reading.waited / seconds
+    return Epoch(number, loss, accuracy, found.loss, found.accuracy, rate, seconds, waiting)
 
 
 def _first_head(state: dict[str, Tensor], world: World) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from train.channels import Channels, list_photos, split_validation
 from train.config import TrainConfig
 from train.data import _random_box
 from train.distributed import ALONE
-from train.features import Features
+from train.features import Features, Reading
 from train.head import _HeadFit, answers, fit_head
 from train.job import Job
 from train.loop import Trainer
@@ -135,6 +135,21 @@ def test_a_head_alone_ends_where_patience_does_and_is_the_best_of_its_epochs() -
     model.load_state_dict(outcome.state)
     assert outcome.found is not None
     np.testing.assert_array_equal(answers(model.fc, validation).logits, outcome.found.logits)
+
+
+def test_a_heads_first_epoch_counts_the_reading_of_the_photos_and_the_others_read_none(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    features = Features(torch.randn(24, 512), torch.arange(24) % 3, Reading(photos=24, seconds=8.0, waited=2.0))
+    config = dataclasses.replace(CONFIG, epochs=2)
+    model = build_resnet("resnet18", 3)
+    first, second = fit_head(model, features, features, config, weights=torch.ones(3), world=ALONE).epochs
+    assert first.seconds > 8
+    assert first.images_per_second * first.seconds == pytest.approx(24)
+    assert first.waiting * first.seconds == pytest.approx(2)
+    assert (second.images_per_second, second.waiting) == (0, 0)
+    output = capsys.readouterr().out
+    assert (output.count(" images/s, "), output.count("train:images_per_second=")) == (1, 1)
 
 
 def norm_of_gradients(model: nn.Module) -> float:
