@@ -1,4 +1,7 @@
-"""The head alone, fitted on what a frozen backbone answered for every photo."""
+"""The head alone, fitted on what a frozen backbone answered for every photo.
+
+Hosts with processors of different kinds may round differently: all go by rank 0's figures, answers and head.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ def fit_head(
         seconds = time.perf_counter() - started
         found = answers(head, validation)
         reading = training.reading if number == 1 else Reading()
-        epoch = _epoch(number, loss, accuracy, found, reading, seconds)
+        epoch = world.from_first(_epoch(number, loss, accuracy, found, reading, seconds))
         outcome.record(epoch, lambda: _whole(model, head), found)
         if world.leads:
             print_epoch(epoch, outcome, config=config)
@@ -48,7 +51,8 @@ def fit_head(
         if any(world.any(STOP.requested(), bored)):
             break
     outcome.steps = fit.steps
-    outcome.state |= _first_head(outcome.state, world)
+    head_state, outcome.found = world.from_first((_of_head(outcome.state), outcome.found))
+    outcome.state |= head_state
     return outcome
 
 
@@ -66,8 +70,9 @@ def warm_up_head(
     seconds = time.perf_counter() - started
     world.say(f"head alone: validation loss {found.loss:.4f}, accuracy {found.accuracy:.4f}; {seconds:.1f} s")
     state = _whole(model, head)
-    state |= _first_head(state, world)
-    return _epoch(0, loss, accuracy, found, training.reading, seconds), state, found
+    mine = _epoch(0, loss, accuracy, found, training.reading, seconds), _of_head(state), found
+    epoch, head_state, found = world.from_first(mine)
+    return epoch, state | head_state, found
 
 
 class _HeadFit:
@@ -122,9 +127,8 @@ def _epoch(number: int, loss: float, accuracy: float, found: Predictions, readin
     return Epoch(number, loss, accuracy, found.loss, found.accuracy, rate, seconds, waiting)
 
 
-def _first_head(state: dict[str, Tensor], world: World) -> dict[str, Tensor]:
-    """Rank 0's head for all: hosts with processors of different kinds may have rounded differently."""
-    return world.from_first({name: value for name, value in state.items() if name.startswith(HEAD)})
+def _of_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if name.startswith(HEAD)}
 
 
 def _whole(model: ResNet, head: nn.Linear) -> dict[str, Tensor]:

@@ -110,7 +110,8 @@ class Trainer:
 
     def _out_of_patience(self) -> bool:
         patience = self.setting.config.patience
-        if not patience or self.outcome.epochs_since_best < patience:
+        over = bool(patience) and self.outcome.epochs_since_best >= patience
+        if not self.world.any(over)[0]:
             return False
         self.world.say(f"no better validation for {patience} epochs: training ends")
         return True
