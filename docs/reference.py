@@ -180,6 +180,7 @@ def _metrics() -> Iterator[str]:
     yield "## Metrics of training"
     yield ""
     yield "Each is printed alone on a line, and found there by SageMaker. Tuning maximises `validation:best_accuracy`."
+    yield "With `strategy=head` only the first epoch has `train:images_per_second`: photos are read once, before it."
     yield ""
     yield from _table(("metric", "regex"), [(f"`{one['Name']}`", f"`{one['Regex']}`") for one in metric_definitions()])
 

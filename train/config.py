@@ -69,7 +69,10 @@ class TrainConfig:
     )
     class_weights: bool = _option(True, "let photos of rare classes count more, by the square root of the rarity")
     ema_decay: float = _option(
-        0.99, "of the moving average of the weights, which is what is validated and kept; 0: none", minimum=0, maximum=1
+        0.99,
+        "of the moving average of the weights, which is what is validated and kept where all layers learn; 0: none",
+        minimum=0,
+        maximum=1,
     )
     patience: int = _option(10, "epochs without a better validation before training ends; 0: never", minimum=0)
     image_size: int = _option(224, "side in pixels of the square that the network sees", minimum=32, maximum=1024)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -27,6 +27,7 @@ from train.distributed import ALONE, World
 from train.engine import session
 from train.graph import resnet_graph
 from train.model import weights_digest
+from train.progress import Clock, waiting_words
 from train.stop import STOP
 from train.workers import usable_cores
 
@@ -36,12 +37,22 @@ _ROUND: Final = 32
 Backbone = Callable[[Tensor], Tensor]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How many photos were read, all processes' together, in how many seconds, and how many of those were waiting."""
+
+    photos: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+
 @dataclass(frozen=True)
 class Features:
     """What the backbone answers: values (photos, channels) and labels (photos,)."""
 
     values: Tensor
     labels: Tensor
+    reading: Reading = Reading()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +85,8 @@ def extract(
         name = f"features-{shelf.role}-{_key(model, photos, spec, round_size=round_size, world=world)}"
         found = world.from_first(_take(shelf.folder, name) if shelf.folder and world.leads else [])[:rounds]
     kept = sum(len(part.labels) for parts in found for part in parts)
-    batches = _batches(photos[len(found) * round_size :], spec, batch_size=batch_size, workers=workers)
+    clock = Clock()
+    batches = clock.waits(_batches(photos[len(found) * round_size :], spec, batch_size=batch_size, workers=workers))
     backbone = _backbone(model, spec, world)
     for number in range(len(found), rounds):
         parts = world.gather(_answer(backbone, islice(batches, _ROUND), channels=model.fc.in_features))
@@ -82,11 +94,11 @@ def extract(
         if shelf.folder and world.leads:
             _keep(shelf.folder, f"{name}-{number:05}", parts)
     whole = _joined([parts[rank] for rank in range(world.size) for parts in found])
-    seconds = time.perf_counter() - started
-    rate = (len(whole.labels) - kept) / seconds
-    text = f"features of {len(whole.labels)} photos: {rate:.1f} images/s, {seconds:.1f} s"
-    world.say(f"{text}, {kept} of them kept from an earlier run" if kept else text)
-    return whole
+    reading = Reading(photos=len(whole.labels) - kept, seconds=time.perf_counter() - started, waited=clock.waited)
+    text = f"features of {len(whole.labels)} photos" + (f", {kept} of them kept from an earlier run" if kept else "")
+    rate, share = reading.photos / reading.seconds, waiting_words(reading.waited / reading.seconds)
+    world.say(f"{text}: {rate:.1f} images/s, {reading.seconds:.1f} s{share}")
+    return replace(whole, reading=reading)
 
 
 def _key(model: ResNet, photos: Sequence[Photo], spec: Preprocessing, *, round_size: int, world: World) -> str:

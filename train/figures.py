@@ -124,7 +124,7 @@ class Figures:
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no word for what is not a number, or infinite: a loss of float16's first steps, say."""
+    """JSON has no word for what is not a number, or infinite."""
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 

@@ -1,4 +1,7 @@
-"""The head alone, fitted on what a frozen backbone answered for every photo."""
+"""The head alone, fitted on what a frozen backbone answered for every photo.
+
+Hosts with processors of different kinds may round differently: all go by rank 0's figures, answers and head.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,12 @@ from torchvision.models.resnet import ResNet
 
 from train.config import TrainConfig
 from train.distributed import World
-from train.features import Features
+from train.features import Features, Reading
 from train.model import HEAD
 from train.outcome import Epoch, Outcome
 from train.predictions import Predictions
 from train.progress import print_epoch
-from train.recipe import build_optimizer, not_a_number, rate_factor, set_rates
+from train.recipe import build_optimizer, clip_gradients, not_a_number, rate_factor, set_rates
 from train.stop import STOP
 
 # Before all layers learn, the head has had at least this many steps: passes over kept features cost next to nothing.
@@ -39,8 +42,8 @@ def fit_head(
         STOP.hold()
         seconds = time.perf_counter() - started
         found = answers(head, validation)
-        rate = len(training.labels) / seconds
-        epoch = Epoch(number, loss, accuracy, found.loss, found.accuracy, rate, seconds)
+        reading = training.reading if number == 1 else Reading()
+        epoch = world.from_first(_epoch(number, loss, accuracy, found, reading, seconds))
         outcome.record(epoch, lambda: _whole(model, head), found)
         if world.leads:
             print_epoch(epoch, outcome, config=config)
@@ -48,7 +51,8 @@ def fit_head(
         if any(world.any(STOP.requested(), bored)):
             break
     outcome.steps = fit.steps
-    outcome.state |= _first_head(outcome.state, world)
+    head_state, outcome.found = world.from_first((_of_head(outcome.state), outcome.found))
+    outcome.state |= head_state
     return outcome
 
 
@@ -65,10 +69,10 @@ def warm_up_head(
     found = answers(head, validation)
     seconds = time.perf_counter() - started
     world.say(f"head alone: validation loss {found.loss:.4f}, accuracy {found.accuracy:.4f}; {seconds:.1f} s")
-    rate = epochs * len(training.labels) / seconds
     state = _whole(model, head)
-    state |= _first_head(state, world)
-    return Epoch(0, loss, accuracy, found.loss, found.accuracy, rate, seconds), state, found
+    mine = _epoch(0, loss, accuracy, found, training.reading, seconds), _of_head(state), found
+    epoch, head_state, found = world.from_first(mine)
+    return epoch, state | head_state, found
 
 
 class _HeadFit:
@@ -101,6 +105,7 @@ class _HeadFit:
             set_rates(self.optimizer, rate_factor(self.steps, self.total))
             self.optimizer.zero_grad(set_to_none=True)
             losses.mean().backward()  # type: ignore[no-untyped-call]
+            clip_gradients(self.head)
             self.optimizer.step()
             self.steps += 1
             sums += torch.stack([losses.detach().sum(), (logits.detach().argmax(1) == labels).sum()])
@@ -115,9 +120,15 @@ def answers(head: nn.Linear, features: Features) -> Predictions:
     return Predictions(head(features.values).numpy(), features.labels.numpy())
 
 
-def _first_head(state: dict[str, Tensor], world: World) -> dict[str, Tensor]:
-    """Rank 0's head for all: hosts with processors of different kinds may have rounded differently."""
-    return world.from_first({name: value for name, value in state.items() if name.startswith(HEAD)})
+def _epoch(number: int, loss: float, accuracy: float, found: Predictions, reading: Reading, seconds: float) -> Epoch:
+    """The figures of a pass over the features, and of `reading` the photos where the pass is the first."""
+    seconds += reading.seconds
+    rate, waiting = reading.photos / seconds, reading.waited / seconds
+    return Epoch(number, loss, accuracy, found.loss, found.accuracy, rate, seconds, waiting)
+
+
+def _of_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if name.startswith(HEAD)}
 
 
 def _whole(model: ResNet, head: nn.Linear) -> dict[str, Tensor]:

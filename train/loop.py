@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -90,20 +91,27 @@ class Trainer:
         self.checkpoint()
 
     def fit(self) -> Outcome:
-        """Train to the last epoch, until patience ends, or until the job is asked to stop."""
+        """Train to the last epoch, until patience ends, or until the job is asked to stop.
+
+        Raises TrainingError where the loss, or what validation answers, is not a number.
+        """
         config = self.setting.config
         while self.epoch <= config.epochs and not self._out_of_patience():
             stopped = self._run_epoch()
             if stopped:
                 self.checkpoint()
                 break
+        else:
+            if not any(epoch.number for epoch in self.outcome.epochs):  # 0 is the head alone.
+                raise not_a_number(f"any of the {self.outcome.steps} step(s)")
         if not self.outcome.state:
             self.outcome.state = self._weights()
         return self.outcome
 
     def _out_of_patience(self) -> bool:
         patience = self.setting.config.patience
-        if not patience or self.outcome.epochs_since_best < patience:
+        over = bool(patience) and self.outcome.epochs_since_best >= patience
+        if not self.world.any(over)[0]:
             return False
         self.world.say(f"no better validation for {patience} epochs: training ends")
         return True
@@ -122,17 +130,26 @@ class Trainer:
         found = self.setting.validate(self.ema.model)
         if self._stopping():
             return True
-        count, *sums = self.world.sum(self.sums)
-        loss, accuracy = (float(figure / count) for figure in sums)
-        epoch = Epoch(
-            self.epoch, loss, accuracy, found.loss, found.accuracy, photos / seconds, seconds, waiting / seconds
-        )
-        self.outcome.record(epoch, self._weights, found)
-        if self.world.leads:
-            print_epoch(epoch, self.outcome, config=self.setting.config)
+        self._record(found, photos / seconds, seconds, waiting / seconds)
         self.epoch, self.step_in_epoch, self.sums = self.epoch + 1, 0, torch.zeros(3, dtype=torch.float64)
         self.checkpoint()
         return False
+
+    def _record(self, found: Predictions, rate: float, seconds: float, waiting: float) -> None:
+        """Count the epoch, unless none of its steps moved the weights: float16 may skip all of its first."""
+        if not np.isfinite(found.logits).all():  # Computed in float32: no scale of gradients mends that.
+            raise not_a_number(f"the validation of epoch {self.epoch}")
+        count, *sums = self.world.sum(self.sums)
+        if not count:
+            self.world.say(
+                f"epoch {self.epoch} does not count: no step's gradients were numbers, and nothing was learned"
+            )
+            return
+        loss, accuracy = (float(figure / count) for figure in sums)
+        epoch = Epoch(self.epoch, loss, accuracy, found.loss, found.accuracy, rate, seconds, waiting)
+        self.outcome.record(epoch, self._weights, found)
+        if self.world.leads:
+            print_epoch(epoch, self.outcome, config=self.setting.config)
 
     def _stopping(self) -> bool:
         """Whether any process was asked to stop: all leave at the same step, or a collective would hang."""

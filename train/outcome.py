@@ -14,7 +14,10 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Epoch:
-    """The figures of one pass; `waiting` is the share of its time spent waiting for photos, 0 where none were read."""
+    """The figures of one pass; `waiting` is the share of its time spent waiting for photos.
+
+    Of a head alone the first pass includes the reading of the photos. Where none were read, rate and share are 0.
+    """
 
     number: int
     train_loss: float

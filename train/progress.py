@@ -59,20 +59,26 @@ def steps_profiler(folder: Path | None, steps: int = 3) -> Iterator[Callable[[],
 
 def print_epoch(epoch: Epoch, outcome: Outcome, *, config: TrainConfig) -> None:
     """One line for people, then one metric a line for SageMaker."""
-    waiting = f", {epoch.waiting:.0%} of it waiting for data" if epoch.waiting else ""
+    rate = f"{epoch.images_per_second:.1f} images/s, " if epoch.images_per_second else ""
     print(
         f"epoch {epoch.number}/{config.epochs}: "
         f"training loss {epoch.train_loss:.4f}, accuracy {epoch.train_accuracy:.4f}; "
         f"validation loss {epoch.validation_loss:.4f}, accuracy {epoch.validation_accuracy:.4f}; "
-        f"{epoch.images_per_second:.1f} images/s, {epoch.seconds:.1f} s{waiting}",
+        f"{rate}{epoch.seconds:.1f} s{waiting_words(epoch.waiting)}",
         flush=True,
     )
     report(contract.TRAIN_LOSS, epoch.train_loss)
     report(contract.TRAIN_ACCURACY, epoch.train_accuracy)
-    report(contract.TRAIN_IMAGES_PER_SECOND, epoch.images_per_second)
+    if rate:
+        report(contract.TRAIN_IMAGES_PER_SECOND, epoch.images_per_second)
     report(contract.VALIDATION_LOSS, epoch.validation_loss)
     report(contract.VALIDATION_ACCURACY, epoch.validation_accuracy)
     report(contract.VALIDATION_BEST_ACCURACY, (outcome.best or epoch).validation_accuracy)
+
+
+def waiting_words(share: float) -> str:
+    """The end of a line that says how long something took."""
+    return f", {share:.0%} of it waiting for data" if share else ""
 
 
 def report(metric: Metric, value: float) -> None:

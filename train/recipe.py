@@ -66,7 +66,7 @@ def clip_gradients(model: nn.Module) -> float:
 def not_a_number(place: str) -> TrainingError:
     return TrainingError(
         f"the loss is not a number in {place}; lower learning_rate, or look at the photos (and pretrained weights) "
-        "for odd ones"
+        "for odd ones; in float16, try precision=float32"
     )
 
 

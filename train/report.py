@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -121,7 +122,8 @@ def _curves(figures: Figures) -> str:
     def series(name: str) -> dict[str, list[float]]:
         return {kind: [entry[f"{kind}_{name}"] for entry in epochs] for kind in ("train", "validation")}
 
-    best, speed = figures.best, {"images/s": [entry["images_per_second"] for entry in epochs]}
+    # Epochs that read no photos have no speed.
+    best, speed = figures.best, {"images/s": [entry["images_per_second"] or math.nan for entry in epochs]}
     charts = [
         line_chart("loss", numbers, series("loss"), marked=best),
         line_chart("accuracy", numbers, series("accuracy"), top=1.0, marked=best),
@@ -228,5 +230,7 @@ def _write_events(folder: Path, figures: Figures) -> None:
 
 def _write_epoch(writer: SummaryWriter, entry: dict[str, Any]) -> None:
     for name in ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "images_per_second"):
+        if name == "images_per_second" and not entry[name]:
+            continue  # No photos were read.
         tag = name.replace("_", "/", 1) if name != "images_per_second" else "train/images_per_second"
         writer.add_scalar(tag, entry[name], entry["number"])

@@ -115,8 +115,10 @@ def train_network(model: ResNet, job: Job) -> Outcome:
     """Follow the strategy."""
     weights = class_weights(job.sets.class_counts(), balanced=job.config.class_weights)
     if job.config.plan == "head":
-        if job.config.profile:
-            job.world.say("warning: profile=true traces steps of all layers, and strategy=head has none")
+        for name in ("profile", "flip", "randaugment"):
+            if (value := getattr(job.config, name)) != getattr(TrainConfig(), name):
+                text = f"warning: {name}={json.dumps(value)} is for steps of all layers, and strategy=head has none"
+                job.world.say(text)
         training, validation = features_of(model, job)
         with job.timeline.phase("fitting the head"):
             return fit_head(model, training, validation, job.config, weights=weights, world=job.world)

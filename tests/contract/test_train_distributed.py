@@ -130,6 +130,84 @@ def test_a_host_with_many_photos_keeps_one_with_few_waiting_for_no_longer_than_a
     assert found == ["63 1", "63 1"]
 
 
+# A rank whose features are a little different from the other's, as another processor's may be.
+_HEADS = """
+import hashlib, torch
+from train.config import TrainConfig
+from train.distributed import World
+from train.features import Features
+from train.head import fit_head, warm_up_head
+from train.model import build_resnet
+
+def digest(state, found):
+    whole = b"".join(value.numpy().tobytes() for name, value in sorted(state.items()))
+    return hashlib.sha256(whole + found.logits.tobytes()).hexdigest()
+
+world = World.join()
+torch.manual_seed(0)
+model, values, labels = build_resnet("resnet18", 3), torch.randn(24, 512), torch.arange(24) % 3
+torch.manual_seed(world.rank)
+training, validation = (Features(values + torch.randn(24, 512), labels) for _ in range(2))
+config = TrainConfig(epochs=8, batch_size=8)
+epoch, state, found = warm_up_head(model, training, validation, config, weights=torch.ones(3), world=world)
+outcome = fit_head(model, training, validation, config, weights=torch.ones(3), world=world)
+epochs = [(one.train_loss, one.validation_loss, one.validation_accuracy) for one in (epoch, *outcome.epochs)]
+print(epochs, outcome.best.number, digest(state, found), digest(outcome.state, outcome.found))
+world.leave()
+"""
+
+
+def test_hosts_that_round_differently_go_by_one_head_and_its_figures() -> None:
+    """What they found decides which weights are kept, and when patience ends: all must decide the same."""
+    one, two = together([["-c", _HEADS]] * 2, hosts=2)
+    assert one == two
+
+
+# A rank whose validations find accuracies of its own.
+_PATIENCE = """
+import dataclasses, datetime, sys
+from pathlib import Path
+import numpy as np, torch
+import train.distributed
+from container.contract import SageMakerPaths
+from container.preprocessing import Preprocessing
+from train.channels import Channels
+from train.config import TrainConfig
+from train.distributed import World
+from train.job import Job
+from train.loop import Trainer
+from train.model import build_resnet
+from train.predictions import Predictions
+from train.run import setting_of
+from train.sets import open_photo_sets
+
+train.distributed._TIMEOUT = datetime.timedelta(seconds=120)
+torch.set_num_threads(1)
+folder, *accuracies = sys.argv[1:]
+
+def validate(model):
+    right = np.arange(10) < int(accuracies.pop(0))
+    return Predictions(np.stack([right, ~right], 1).astype(np.float32), np.zeros(10, np.int64))
+
+world = World.join()
+sets, _ = open_photo_sets(Channels(training=Path(folder)), seed=0, world=world)
+config = TrainConfig(
+    architecture="resnet18", image_size=32, batch_size=8, epochs=4, patience=1, workers=0, precision="float32"
+)
+spec = Preprocessing.for_image_size(32)
+job = Job(paths=SageMakerPaths(Path(folder) / "none"), config=config, world=world, sets=sets, spec=spec)
+setting = dataclasses.replace(setting_of(job, torch.ones(3)), validate=validate)
+print(len(Trainer(build_resnet("resnet18", 3), setting).fit().epochs))
+world.leave()
+"""
+
+
+def test_the_patience_of_one_process_ends_the_training_of_all(tmp_path: Path) -> None:
+    folder = str(write_digits(tmp_path, per_class=5))
+    found = together([["-c", _PATIENCE, folder, *accuracies] for accuracies in ("5444", "5678")])
+    assert found == ["2", "2"]
+
+
 def tree(base: Path, host: str = "", hosts: tuple[str, ...] = ()) -> SageMakerPaths:
     paths = SageMakerPaths(base)
     write_digits(paths.channel("training"), per_class=13)

@@ -80,6 +80,7 @@ def test_a_strategy_from_pretrained_weights_leaves_everything(paths: SageMakerPa
     words = arguments(
         {**QUICK, "pretrained": "true", "strategy": strategy, "quantize": "always", "top_k": "2", "profile": "true"}
     )
+    words += arguments({"flip": "false", "randaugment": "5"})
     code, output = run_train(paths.base, *words)
     assert code == 0, output
     manifest = load_manifest(paths.model)
@@ -94,7 +95,10 @@ def test_a_strategy_from_pretrained_weights_leaves_everything(paths: SageMakerPa
     phases = {"network and its weights", "answers for test photos", "comparison of heat maps", "calibration"}
     assert phases < set(report["seconds"])
     assert "features of 24 photos" in output
-    assert ("waiting for data" in output) == (strategy == "gradual"), "a head alone reads no photos"
+    warned = re.findall(r"warning: (\w+)=\w+ is for steps of all layers, and strategy=head has none", output)
+    assert warned == (["profile", "flip"] if strategy == "head" else [])
+    assert re.search(r"features of 24 photos: .*% of it waiting for data", output)
+    assert all(epoch["waiting"] > 0 for epoch in report["epochs"])
     if strategy == "gradual":
         assert json.loads((paths.output_data / "trace.json").read_text())["traceEvents"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -69,8 +70,11 @@ def test_a_job_that_is_killed_goes_on_with_the_round_that_it_lacks(
     again = run(photos, shelf)
     output = capsys.readouterr().out
     assert f"{second.name} is damaged" in output
-    assert "features of 70 photos" in output
-    assert "32 of them kept from an earlier run" in output
+    assert re.search(
+        r"features of 70 photos, 32 of them kept from an earlier run: .* s, \d+% of it waiting for data", output
+    )
+    assert again.reading.photos == 70 - 32
+    assert 0 < again.reading.waited < again.reading.seconds
     assert torch.equal(again.values, whole.values)
     assert torch.equal(again.labels, whole.labels)
     assert first.exists()

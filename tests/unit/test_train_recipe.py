@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from container.contract import SageMakerPaths
-from container.errors import ConfigError
+from container.errors import ConfigError, TrainingError
 from container.preprocessing import Preprocessing
 from tests.resnets import one_thread
 from tests.training import write_digits
@@ -24,8 +24,8 @@ from train.channels import Channels, list_photos, split_validation
 from train.config import TrainConfig
 from train.data import _random_box
 from train.distributed import ALONE
-from train.features import Features
-from train.head import answers, fit_head
+from train.features import Features, Reading
+from train.head import _HeadFit, answers, fit_head
 from train.job import Job
 from train.loop import Trainer
 from train.model import build_resnet
@@ -97,6 +97,31 @@ def test_the_best_weights_are_kept_rather_than_the_last(tmp_path: Path) -> None:
     assert not torch.equal(heads[1], heads[2])
 
 
+def test_an_epoch_without_a_step_that_counts_has_no_figures_and_a_job_of_such_alone_has_no_artifact(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """float16 begins with a scale that is found by skipping steps, and a short job may skip them all."""
+    work = trainer(tmp_path, epochs=4, precision="float16")
+    work.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**90)
+    with pytest.raises(TrainingError, match=r"not a number in any of the 4 step\(s\).*try precision=float32"):
+        work.fit()
+    work = trainer(tmp_path / "more", epochs=4, precision="float16")
+    work.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**90, backoff_factor=2.0**-45)
+    outcome = work.fit()
+    assert [epoch.number for epoch in outcome.epochs] == [3, 4]
+    output = capsys.readouterr().out
+    assert output.count("does not count: no step's gradients were numbers") == 4 + 2
+    assert "nan" not in output
+
+
+def test_weights_whose_answers_are_no_numbers_end_a_job_at_once(tmp_path: Path) -> None:
+    work = trainer(tmp_path, epochs=4, precision="float16")
+    model = build_resnet("resnet18", 3)
+    nn.init.constant_(model.fc.bias, torch.nan)
+    with pytest.raises(TrainingError, match="not a number in the validation of epoch 1"):
+        Trainer(model, work.setting).fit()
+
+
 def test_a_head_alone_ends_where_patience_does_and_is_the_best_of_its_epochs() -> None:
     """What it learns is wrong for validation, so that its first epoch is the best."""
     torch.manual_seed(0)
@@ -112,6 +137,21 @@ def test_a_head_alone_ends_where_patience_does_and_is_the_best_of_its_epochs() -
     np.testing.assert_array_equal(answers(model.fc, validation).logits, outcome.found.logits)
 
 
+def test_a_heads_first_epoch_counts_the_reading_of_the_photos_and_the_others_read_none(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    features = Features(torch.randn(24, 512), torch.arange(24) % 3, Reading(photos=24, seconds=8.0, waited=2.0))
+    config = dataclasses.replace(CONFIG, epochs=2)
+    model = build_resnet("resnet18", 3)
+    first, second = fit_head(model, features, features, config, weights=torch.ones(3), world=ALONE).epochs
+    assert first.seconds > 8
+    assert first.images_per_second * first.seconds == pytest.approx(24)
+    assert first.waiting * first.seconds == pytest.approx(2)
+    assert (second.images_per_second, second.waiting) == (0, 0)
+    output = capsys.readouterr().out
+    assert (output.count(" images/s, "), output.count("train:images_per_second=")) == (1, 1)
+
+
 def norm_of_gradients(model: nn.Module) -> float:
     return float(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm())
 
@@ -125,6 +165,13 @@ def test_a_steps_gradients_are_clipped_to_a_norm_of_one(tmp_path: Path) -> None:
     before = norm_of_gradients(small)
     assert clip_gradients(small) == pytest.approx(before)
     assert norm_of_gradients(small) == pytest.approx(before)
+
+
+def test_a_heads_gradients_are_clipped_as_those_of_all_layers_are() -> None:
+    head = nn.Linear(8, 3)
+    features = Features(100 * torch.randn(24, 8), torch.arange(24) % 3)
+    _HeadFit(head, features, CONFIG, weights=torch.ones(3), epochs=1).epoch(1)
+    assert norm_of_gradients(head) == pytest.approx(1, rel=1e-3)
 
 
 def test_a_steps_loss_is_torchs_with_smoothed_labels_and_weighted_classes(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from torch import nn
 
 from container.preprocessing import Preprocessing, preprocess
@@ -248,6 +249,20 @@ def test_a_report_is_written_whatever_a_photo_is_called_and_the_loss_was(tmp_pat
     data = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
     assert [epoch["train_loss"] for epoch in data["epochs"]] == [None, None]
     assert {os.fsencode(mistake["file"])[-5:] for mistake in data["mistakes"]} == {b"\xff.png"}
+
+
+def test_epochs_that_read_no_photos_have_no_speed(tmp_path: Path) -> None:
+    float32, head = network()
+    found = figures(tmp_path / "photos")
+    found = replace(
+        found, epochs=[found.epochs[0], *({**epoch, "images_per_second": 0.0} for epoch in found.epochs[1:])]
+    )
+    write_report(tmp_path, found, network=float32, head=head.weight.detach().numpy(), spec=SPEC)
+    chart = (tmp_path / "report.html").read_text().partition(">throughput<")[2].partition("</svg>")[0]
+    assert chart.count("<circle") == 1
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    steps = {name: [event.step for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    assert (steps["train/images_per_second"], steps["train/loss"]) == ([1], [1, 2, 3])
 
 
 @pytest.mark.parametrize("values", [[math.nan, 2.0, math.inf], [math.nan] * 3, [0.0] * 3])
