@@ -101,9 +101,14 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises UnpicklingError, RuntimeError, EOFError, KeyError and others.
+        reason = f"cannot be read as a state dict ({type(error).__name__}: {str(error)[:200]})"
+        if type(error).__name__ == "UnpicklingError":  # torch's message tells how to load it unsafely.
+            reason = (
+                "holds a whole model or other pickled objects, which are not loaded because they can run code, or no "
+                "weights at all"
+            )
         raise WeightsError(
-            f"{path} cannot be read as a state dict ({type(error).__name__}: {str(error)[:200]}); "
-            "save one with torch.save(model.state_dict(), path) or as safetensors"
+            f"{path} {reason}; save a state dict with torch.save(model.state_dict(), path) or as safetensors"
         ) from error
     if isinstance(state, Mapping):
         state = next((state[name] for name in _NESTED if _holds_tensors(state.get(name))), state)

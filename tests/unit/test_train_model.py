@@ -129,6 +129,18 @@ def test_what_is_no_state_dict_is_refused_and_never_run(
     assert not (tmp_path / "trapped").exists()
 
 
+def test_a_whole_model_is_refused_in_a_sentence_of_ours(tmp_path: Path) -> None:
+    """torch's own has several lines with escapes for terminals, and tells how to load it unsafely."""
+    path = tmp_path / "model.pth"
+    torch.save(build_resnet("resnet18", 2), path)
+    with pytest.raises(WeightsError) as raised:
+        read_state_dict(path)
+    assert str(raised.value) == (
+        f"{path} holds a whole model or other pickled objects, which are not loaded because they can run code, or no "
+        "weights at all; save a state dict with torch.save(model.state_dict(), path) or as safetensors"
+    )
+
+
 def test_a_download_that_fails_names_the_three_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(urllib.request, "_opener", None)  # urllib would keep these proxies for the tests that follow.
