@@ -96,6 +96,7 @@ class Findings:
             "contradictions": named(self.contradictions),
             "class_counts": dict(self.class_counts),
             "empty_classes": self.empty,
+            "imbalance": self.imbalance,
         }
 
 
@@ -182,6 +183,9 @@ def table(findings: Findings) -> str:
     """The findings for a person, a line each."""
     counts = findings.class_counts
     smallest, largest = min(counts, key=lambda n: counts[n]), max(counts, key=lambda n: counts[n])
+    span = f"{smallest}: {counts[smallest]} … {largest}: {counts[largest]}"
+    if counts[smallest] == counts[largest]:
+        span = f"{counts[smallest]} photos each"
     rows = [
         ("photos", findings.photos, ""),
         ("unreadable, left out", len(findings.unreadable), _some(list(findings.unreadable))),
@@ -191,7 +195,7 @@ def table(findings: Findings) -> str:
         ("in two sets (leaks)", len(findings.leaks), _pairs(findings.leaks)),
         ("in two classes", len(findings.contradictions), _pairs(findings.contradictions)),
         ("classes without a photo", len(findings.empty), _some(findings.empty)),
-        ("classes", len(counts), f"{smallest}: {counts[smallest]} … {largest}: {counts[largest]}"),
+        ("classes", len(counts), span),
     ]
     lines = [f"  {name:<26}{count:>7}  {detail}".rstrip() for name, count, detail in rows]
     if findings.imbalance > _IMBALANCE:

@@ -34,6 +34,7 @@ def test_a_healthy_set_has_nothing_to_report(tmp_path: Path) -> None:
     assert (found.exact, found.near, found.leaks, found.contradictions, found.tiny) == ([], [], [], [], [])
     assert found.class_counts == {"ants": 10, "bees": 10}
     assert found.imbalance == 1
+    assert table(found).splitlines()[-1].split() == ["classes", "2", "10", "photos", "each"]
 
 
 def test_the_same_photo_is_found_whatever_was_done_to_the_file(tmp_path: Path) -> None:
@@ -77,8 +78,11 @@ def test_the_table_and_its_json_name_what_was_found(tmp_path: Path) -> None:
     found = examine({"training": [*many, one]}, facts, ("ants", "bees"))
     text = table(found)
     assert "broken.jpg" in text
+    assert "bees: 1 … ants: 11" in text
     assert "11 times as many photos" in text
-    assert json.loads(json.dumps(found.to_json()))["unreadable"] == {str(broken.path): facts[broken.path].fault}
+    described = json.loads(json.dumps(found.to_json()))
+    assert described["unreadable"] == {str(broken.path): facts[broken.path].fault}
+    assert described["imbalance"] == 11
 
 
 @pytest.mark.slow
