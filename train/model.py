@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError  # noqa: TID251 - torch.load's error; nothing is unpickled with it
 from typing import Final
 
 import torch
@@ -101,15 +100,15 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:  # torch's message tells how to load it unsafely.
+    except Exception as error:  # torch.load raises UnpicklingError, RuntimeError, EOFError, KeyError and others.
+        reason = f"cannot be read as a state dict ({type(error).__name__}: {str(error)[:200]})"
+        if type(error).__name__ == "UnpicklingError":  # torch's message tells how to load it unsafely.
+            reason = (
+                "holds a whole model or other pickled objects, which are not loaded because they can run code, or no "
+                "weights at all"
+            )
         raise WeightsError(
-            f"{path} holds a whole model or other pickled objects, which are not loaded because they can run code, or "
-            "no weights at all; save a state dict with torch.save(model.state_dict(), path)"
-        ) from error
-    except Exception as error:  # torch.load raises RuntimeError, EOFError, KeyError and others.
-        raise WeightsError(
-            f"{path} cannot be read as a state dict ({type(error).__name__}: {str(error)[:200]}); "
-            "save one with torch.save(model.state_dict(), path) or as safetensors"
+            f"{path} {reason}; save a state dict with torch.save(model.state_dict(), path) or as safetensors"
         ) from error
     if isinstance(state, Mapping):
         state = next((state[name] for name in _NESTED if _holds_tensors(state.get(name))), state)

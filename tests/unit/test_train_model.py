@@ -137,7 +137,7 @@ def test_a_whole_model_is_refused_in_a_sentence_of_ours(tmp_path: Path) -> None:
         read_state_dict(path)
     assert str(raised.value) == (
         f"{path} holds a whole model or other pickled objects, which are not loaded because they can run code, or no "
-        "weights at all; save a state dict with torch.save(model.state_dict(), path)"
+        "weights at all; save a state dict with torch.save(model.state_dict(), path) or as safetensors"
     )
 
 
