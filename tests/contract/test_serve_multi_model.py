@@ -292,7 +292,7 @@ def test_a7_a_killed_worker_and_a_killed_starter_come_back(server: Server, base:
     (worker,) = server.workers()
     os.kill(worker, signal.SIGKILL)
     wait_until(lambda: server.workers() not in ([], [worker]), timeout_s=10, what="another worker")
-    assert invoke(server, "one").status == 200
+    wait_until(lambda: invoke(server, "one").status == 200, timeout_s=30, what="an answer of it")
     os.kill(server.worker_starter(), signal.SIGKILL)
     wait_until(lambda: invoke(server, "one").status == 200 and server.workers(), timeout_s=20, what="an answer")
     wait_until(lambda: _has_starter(server), timeout_s=20, what="another starter")
