@@ -227,22 +227,22 @@ class Server:
         return next(pid for pid, (parent, comm) in _processes().items() if parent == self.process.pid and comm == name)
 
 
-def pss_mib(root: int) -> int:
-    """The proportional set sizes of a process and all below it, together."""
+def anonymous_mib(root: int) -> int:
+    """The anonymous memory (no file's) of a process and all below it, together; what they share is counted once."""
     table = _processes()
     family, found = {root}, 0
     while len(family) > found:
         found = len(family)
         family |= {pid for pid, (parent, _) in table.items() if parent in family}
-    return sum(_pss_kib(pid) for pid in family) // 1024
+    return sum(_anonymous_kib(pid) for pid in family) // 1024
 
 
-def _pss_kib(pid: int) -> int:
+def _anonymous_kib(pid: int) -> int:
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:
         return 0  # It has just ended.
-    return int(text.split("\nPss:")[1].split()[0])
+    return int(text.split("\nPss_Anon:")[1].split()[0])
 
 
 def _processes() -> dict[int, tuple[int, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -15,9 +16,14 @@ T = TypeVar("T")
 
 
 def free_port() -> int:
-    """A TCP port below 32767 (multi-model-server accepts no other) that nothing listens on now."""
+    """A TCP port below 32767 (multi-model-server accepts no other) that nothing listens on now.
+
+    It may be used only seconds later: tests that run side by side draw from ports of their own.
+    """
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ours = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % count
     for _ in range(200):
-        port = 20_000 + int.from_bytes(np.random.default_rng().bytes(2), "big") % 12_000
+        port = 20_000 + int(np.random.default_rng().integers(12_000 // count)) * count + ours
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))

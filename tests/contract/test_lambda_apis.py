@@ -25,6 +25,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SAM = REPOSITORY / ".venv-sam/bin/python"
 JPEG = encoded(picture(), "JPEG")
 PNG = encoded(picture(), "PNG")
+TIMEOUT_S = 60  # The first call waits for the function to start.
+post = partial(httpx.post, timeout=TIMEOUT_S)
 
 MODELS: dict[str, Any] = {
     "rest_api": models.APIGatewayProxyEventModel,
@@ -84,8 +86,8 @@ def _listens(port: int) -> bool:
 def test_photos_and_forms_pass_through_an_api(apis: dict[str, str], runtime: RuntimeStandIn, path: str) -> None:
     address = apis["binary"] + path
     runtime.calls.clear()
-    photo = httpx.post(f"{address}?top_k=2", content=JPEG, headers={"Content-Type": "image/jpeg"})
-    form = httpx.post(address, files={"file": ("rex.jpg", JPEG)}, data={"top_k": "2"})
+    photo = post(f"{address}?top_k=2", content=JPEG, headers={"Content-Type": "image/jpeg"})
+    form = post(address, files={"file": ("rex.jpg", JPEG)}, data={"top_k": "2"})
 
     assert photo.json()["label"] == form.json()["label"] == "Affenpinscher"
     assert [(call.body, call.attributes) for call in runtime.calls] == [(JPEG, "top_k=2")] * 2
@@ -97,9 +99,9 @@ def test_json_and_the_page_pass_through_an_api(
     apis: dict[str, str], runtime: RuntimeStandIn, path: str, types: str
 ) -> None:
     address = apis[types] + path
-    answer = httpx.post(address, json=event("direct_image"))
-    refused = httpx.post(address, json={"imgae": ""})
-    page = httpx.get(address, headers={"Accept": "text/html,*/*;q=0.8"})
+    answer = post(address, json=event("direct_image"))
+    refused = post(address, json={"imgae": ""})
+    page = httpx.get(address, headers={"Accept": "text/html,*/*;q=0.8"}, timeout=TIMEOUT_S)
 
     assert answer.json()["label"] == "Affenpinscher"
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "bad_request")
@@ -110,6 +112,6 @@ def test_json_and_the_page_pass_through_an_api(
 @pytest.mark.parametrize("path", ["/rest", "/http-1", "/http-2"])
 def test_a_heat_map_comes_out_of_an_api_as_a_png(apis: dict[str, str], runtime: RuntimeStandIn, path: str) -> None:
     headers = {"Content-Type": "image/jpeg", "Accept": "image/png"}
-    answer = httpx.post(apis["binary"] + path, content=JPEG, headers=headers)
+    answer = post(apis["binary"] + path, content=JPEG, headers=headers)
 
     assert (answer.headers["Content-Type"], answer.content) == ("image/png", PNG)

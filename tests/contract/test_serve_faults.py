@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -211,6 +212,38 @@ def _handles_sigterm(pid: int) -> bool:
     status = Path(f"/proc/{pid}/status").read_text()
     caught = next(line for line in status.splitlines() if line.startswith("SigCgt:")).split()[1]
     return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+# An exception raised where a finalizer runs goes no further, and imports run many.
+SIGTERM_IN_A_FINALIZER = """
+import signal, sys
+from serve.__main__ import run
+
+class Dropped:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+class Finder:
+    @staticmethod
+    def find_spec(name, *_):
+        if name == "serve.entrypoint":
+            Dropped()
+
+sys.meta_path.insert(0, Finder)
+run()
+"""
+
+
+def test_a6_56_sigterm_while_an_import_cleans_up_exits_0(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SIGTERM_IN_A_FINALIZER],
+        env=serve_environment(tmp_path, free_port()),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a6_53_a_killed_worker_comes_back(tmp_path: Path) -> None:

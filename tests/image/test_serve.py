@@ -8,6 +8,7 @@ import select
 import shutil
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 
@@ -255,8 +256,10 @@ def test_a6_53_a_killed_worker_comes_back(engine: Engine, artifact: Path) -> Non
     with serving(engine, artifact) as server:
         before = worker_pids(server)
         assert before
-        server.container.exec("bash", "-c", f"kill -KILL {' '.join(before)}")
-        wait_until(lambda: server.ping() == 503, timeout_s=10, what="an honest /ping")
+        with ThreadPoolExecutor(1) as pool:  # They may be back before the engine has told that they were killed.
+            killing = pool.submit(server.container.exec, "bash", "-c", f"kill -KILL {' '.join(before)}")
+            wait_until(lambda: server.ping() == 503, timeout_s=30, what="an honest /ping")
+            assert killing.result().returncode == 0
         wait_until(lambda: server.ping() == 200, timeout_s=60, what="new workers")
         assert server.post(encoded(picture())).status_code == 200
         assert not before & worker_pids(server)
