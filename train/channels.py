@@ -20,7 +20,7 @@ from container.errors import DataError
 from train.config import did_you_mean
 
 ALIASES: Final[Mapping[str, tuple[str, ...]]] = {**PARTS, "pretrained": ("pretrained",)}
-_PART_OF: Final = {alias: role for role, aliases in PARTS.items() for alias in aliases}
+_ROLE_OF: Final = {alias: role for role, aliases in ALIASES.items() for alias in aliases}
 # Of a training channel's photos, the share that validates where no validation channel is given.
 VALIDATION_SHARE: Final = 0.2
 
@@ -105,13 +105,11 @@ def _input_data_config(path: Path) -> dict[str, Any]:
 
 
 def _by_role(named: Mapping[str, Path], paths: SageMakerPaths) -> dict[str, Path]:
-    roles = {alias: role for role, aliases in ALIASES.items() for alias in aliases}
     found: dict[str, Path] = {}
     for name, path in named.items():
-        role = roles.get(name.lower())
+        role = _ROLE_OF.get(name.lower())
         if role is None:
-            known = [alias for aliases in ALIASES.values() for alias in aliases]
-            print(f"warning: channel {name!r} is not used{did_you_mean(name.lower(), known)}", flush=True)
+            print(f"warning: channel {name!r} is not used{did_you_mean(name.lower(), _ROLE_OF)}", flush=True)
             continue
         if role in found:
             raise DataError(f"channels {found[role].name!r} and {name!r} both mean {role}; give one of them")
@@ -153,7 +151,8 @@ def _together(found: Iterable[Contents]) -> Contents:
 
 
 def _part_of(name: str) -> str | None:
-    return _PART_OF.get(name.lower())
+    role = _ROLE_OF.get(name.lower())
+    return role if role in PARTS else None
 
 
 def _is_split(contents: Contents) -> bool:

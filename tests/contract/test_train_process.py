@@ -102,6 +102,22 @@ def test_a_corrupt_photo_is_named_and_left_out(paths: SageMakerPaths) -> None:
     assert f"warning: {victim} is left out: the photo is damaged" in output
 
 
+def planted(function: str, statement: str) -> tuple[str, str]:
+    """The program `train` with a statement in place of a function of train.run."""
+    program = f"""
+        import sys, torch
+        import train.run
+
+        def crash(*_):
+            {statement}
+
+        train.run.{function} = crash
+        from train.__main__ import run
+        run()
+        """
+    return "-c", textwrap.dedent(program)
+
+
 @pytest.mark.parametrize(
     ("statement", "message"),
     [
@@ -115,20 +131,7 @@ def test_a_corrupt_photo_is_named_and_left_out(paths: SageMakerPaths) -> None:
 )
 def test_a3_30_no_end_but_an_artifact_passes_for_success(paths: SageMakerPaths, statement: str, message: str) -> None:
     """Crashes planted in the job; what the toolkit makes of each alone is exit 0 for the second, third and last."""
-    program = textwrap.dedent(
-        f"""
-        import sys
-        import train.run
-
-        def crash(*_):
-            {statement}
-
-        train.run.run_job = crash
-        from train.__main__ import run
-        run()
-        """
-    )
-    code, output = run_train(paths.base, program=("-c", program))
+    code, output = run_train(paths.base, program=planted("run_job", statement))
     assert_failed(paths, code, output, message)
 
 
@@ -146,22 +149,9 @@ def test_a3_30_no_end_but_an_artifact_passes_for_success(paths: SageMakerPaths, 
 def test_too_little_memory_is_a_sentence_and_where_it_was_is_in_the_log(
     paths: SageMakerPaths, statement: str, message: str
 ) -> None:
-    program = textwrap.dedent(
-        f"""
-        import torch
-        import train.run
-
-        def network(*_):
-            {statement}
-
-        train.run.train_network = network
-        from train.__main__ import run
-        run()
-        """
-    )
-    code, output = run_train(paths.base, *arguments(SMALL), program=("-c", program))
+    code, output = run_train(paths.base, *arguments(SMALL), program=planted("train_network", statement))
     assert_failed(paths, code, output, message)
-    assert "in network" in output
+    assert "in crash" in output
 
 
 def test_a_signal_does_not_take_the_reason_of_a_failure_away(paths: SageMakerPaths) -> None:
